@@ -92,6 +92,12 @@ pub struct Dev {
     /// Bootstrap servers of a Kafka cluster to use instead of the embedded log.
     #[arg(long, value_name = "ADDR")]
     pub kafka: Option<String>,
+    /// What acknowledged writes to the embedded log survive besides the end of the process.
+    #[arg(long, value_enum, default_value = "os")]
+    pub durability: Durability,
+    /// Interval of the syncs with `--durability interval`, in ms.
+    #[arg(long, default_value_t = 1000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub sync_interval_ms: u64,
     /// URL of a schema registry (Confluent API) to use instead of the embedded one.
     #[arg(long, value_name = "URL")]
     pub registry: Option<String>,
@@ -114,6 +120,17 @@ pub struct Dev {
     /// Port for operators (readiness, metrics, admin API); 0 selects a free port.
     #[arg(long, default_value_t = 8082)]
     pub admin_port: u16,
+}
+
+/// Durability of the embedded log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Durability {
+    /// The operating system decides when to write to the disk.
+    Os,
+    /// Synced at an interval.
+    Interval,
+    /// Synced before each acknowledgement.
+    Commit,
 }
 
 /// Storage engine.

@@ -5,7 +5,7 @@ use crate::operations_api::{Operations, fetch_from};
 use crate::state_api::RunningProcessors;
 use anyhow::{Context, Result};
 use event_log::SharedEventLog;
-use event_log::embedded::{self, EmbeddedLog};
+use event_log::embedded::{self, Durability, EmbeddedLog};
 use event_log::kafka::{self, KafkaLog};
 use registry::{Catalog, SharedRegistry, remote};
 use service::SharedClock;
@@ -53,12 +53,15 @@ impl Backends {
 }
 
 /// Opens the embedded log of a data directory.
-pub fn embedded_log(data: &Path, clock: &SharedClock) -> Result<SharedEventLog, event_log::Error> {
+pub fn embedded_log(
+    data: &Path,
+    clock: &SharedClock,
+    durability: Durability,
+) -> Result<SharedEventLog, event_log::Error> {
     let now = clock.clone();
-    EmbeddedLog::open(embedded::Config::new(
-        Some(data.join("log")),
-        Arc::new(move || now.now_ms()),
-    ))
+    let mut config = embedded::Config::new(Some(data.join("log")), Arc::new(move || now.now_ms()));
+    config.durability = durability;
+    EmbeddedLog::open(config)
 }
 
 /// Connects to Kafka.

@@ -154,6 +154,7 @@ fn open_with_retry(
 /// Updates the readiness of the log, because a role that waits in a call reports an outage only after its timeout.
 fn watch(log: SharedEventLog, component: Component, tasks: &Tasks) {
     let drain = tasks.drain();
+    component.set_detail(log.notice().map(|notice| notice.text));
     tasks.spawn("log-watch", async move {
         let mut every = tokio::time::interval(Duration::from_secs(1));
         loop {
@@ -163,10 +164,19 @@ fn watch(log: SharedEventLog, component: Component, tasks: &Tasks) {
             }
             match log.check_reach() {
                 Ok(()) => component.ready(),
-                Err(error) => component.not_ready(chain(&error), "start the brokers, or fix their addresses"),
+                Err(error) => component.not_ready(chain(&error), next_command(&error)),
             }
         }
     });
+}
+
+/// What an operator does about an error of the log.
+fn next_command(error: &event_log::Error) -> &'static str {
+    match error {
+        event_log::Error::StorageUnavailable { fix, .. } => fix,
+        event_log::Error::Storage { .. } => "restart the process",
+        _ => "start the brokers, or fix their addresses",
+    }
 }
 
 fn is_retryable(error: &anyhow::Error) -> bool {

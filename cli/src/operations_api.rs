@@ -31,6 +31,8 @@ pub const PATH: &str = "/v1/operations";
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
+    /// Describe the state of the log.
+    Log,
     /// List all topics.
     Topics,
     /// Describe one topic.
@@ -55,16 +57,42 @@ impl Request {
             Request::Lag(_) => "lag",
             Request::Replay(_) => "replay",
             Request::Offsets(_) => "offsets",
+            Request::Log => "log",
         }
     }
 
     /// The role that the request requires.
     pub fn role(&self) -> Role {
         match self {
-            Request::Topics | Request::Topic(_) | Request::Tail(_) | Request::Lag(_) => Role::Viewer,
+            Request::Topics | Request::Topic(_) | Request::Tail(_) | Request::Lag(_) | Request::Log => Role::Viewer,
             Request::Offsets(request) if request.action == OffsetsAction::Show => Role::Viewer,
             Request::Replay(request) if request.dry_run => Role::Viewer,
             Request::Offsets(_) | Request::Replay(_) => Role::Operator,
+        }
+    }
+}
+
+/// State of the log.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LogState {
+    /// Which log it is.
+    pub log: String,
+    /// Why it cannot be used now.
+    pub problem: Option<String>,
+    /// What the last opening of an embedded log cut or lost.
+    pub notice: Option<String>,
+    /// Whether acknowledged writes may be lost.
+    pub is_loss: bool,
+}
+
+impl LogState {
+    fn of(log: &dyn EventLog) -> LogState {
+        let notice = log.notice();
+        LogState {
+            log: log.describe_self(),
+            problem: log.check_reach().err().map(|error| service::chain(&error)),
+            is_loss: notice.as_ref().is_some_and(|notice| notice.is_loss),
+            notice: notice.map(|notice| notice.text),
         }
     }
 }
@@ -186,6 +214,7 @@ impl Operations {
     fn try_execute(&self, request: Request, respond: &mut dyn FnMut(Response) -> bool) -> operations::Result<()> {
         let log = self.log.as_ref();
         match request {
+            Request::Log => respond(item(&LogState::of(log))),
             Request::Topics => topics::list(log)?.iter().all(|topic| respond(item(topic))),
             Request::Topic(topic) => respond(item(&topics::show(log, &topic)?)),
             Request::Lag(group) => lag::measure(log, group.as_deref(), self.clock.now_ms())?

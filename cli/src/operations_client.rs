@@ -8,6 +8,7 @@ use crate::data_dir::{self, DataDir, DataDirError};
 use crate::operations_api::{Operations, PATH, Request, Response};
 use crate::running_dev;
 use anyhow::{Context, Result, anyhow, bail};
+use event_log::embedded::Durability;
 use serde_json::Value;
 use service::clock;
 
@@ -43,7 +44,7 @@ impl Client {
             Err(DataDirError::InUse { .. }) => return Self::remote(target),
             Err(error) => return Err(error.into()),
         }
-        match backends::embedded_log(data, &clock) {
+        match backends::embedded_log(data, &clock, Durability::Os) {
             Ok(log) => {
                 let registry = backends::registry(&registry, &log)?;
                 Ok(Client::Local(Backends::new(log, registry, clock, None).operations()))

@@ -8,6 +8,8 @@
 
 mod compaction;
 mod durable;
+#[cfg(feature = "external")]
+mod full_disk;
 mod groups;
 mod harness;
 mod killed_cleaner;

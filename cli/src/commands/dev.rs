@@ -14,6 +14,7 @@ use connectors::sources::postgres;
 use edge::config::Algorithm;
 use edge::token::{DEV_AUDIENCE, DevKey, TokenRequest};
 use event_log::SharedEventLog;
+use event_log::embedded::Durability;
 use service::{Secret, Service, SharedClock, Tasks, clock};
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -21,6 +22,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use topology::{Names, Role, SourceKind, Topology};
 
 /// File with the token for the ingest listener, in the data directory.
@@ -201,7 +203,7 @@ fn opener(dev: &args::Dev) -> Result<impl Fn() -> Result<Backends> + Send + Sync
     let clock = clock::system();
     let embedded = match &dev.kafka {
         Some(_) => None,
-        None => Some(embedded_log(&dev.data, &clock)?),
+        None => Some(embedded_log(dev, &clock)?),
     };
     let kafka = dev.kafka.clone().map(|brokers| Kafka {
         brokers,
@@ -222,10 +224,11 @@ fn opener(dev: &args::Dev) -> Result<impl Fn() -> Result<Backends> + Send + Sync
     })
 }
 
-/// Opens the embedded log of a data directory. Fails if a version without prefixes wrote it, because all topics would be
+/// Opens the embedded log of the data directory. Fails if a version without prefixes wrote it, because all topics would be
 /// created again, empty, beside the old ones.
-fn embedded_log(data: &Path, clock: &SharedClock) -> Result<SharedEventLog> {
-    let log = backends::embedded_log(data, clock).context("cannot open the embedded log")?;
+fn embedded_log(dev: &args::Dev, clock: &SharedClock) -> Result<SharedEventLog> {
+    let data = &dev.data;
+    let log = backends::embedded_log(data, clock, durability(dev)).context("cannot open the embedded log")?;
     let topics = log.topics().context("cannot list the topics of the embedded log")?;
     if let Some(topic) = Names::unprefixed(topics.iter().map(String::as_str)) {
         bail!(
@@ -236,6 +239,14 @@ fn embedded_log(data: &Path, clock: &SharedClock) -> Result<SharedEventLog> {
         );
     }
     Ok(log)
+}
+
+fn durability(dev: &args::Dev) -> Durability {
+    match dev.durability {
+        args::Durability::Os => Durability::Os,
+        args::Durability::Interval => Durability::Interval(Duration::from_millis(dev.sync_interval_ms)),
+        args::Durability::Commit => Durability::Commit,
+    }
 }
 
 /// The token for the ingest listener, created at the first start and stored in the data directory.

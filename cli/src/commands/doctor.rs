@@ -2,7 +2,7 @@
 
 use crate::args::{self, Output};
 use crate::exit::Failed;
-use crate::operations_api::{Position, Request, TailRequest};
+use crate::operations_api::{LogState, Position, Request, TailRequest};
 use crate::operations_client::Client;
 use crate::print;
 use anyhow::Result;
@@ -90,6 +90,7 @@ fn check_log(client: &Client) -> Vec<Finding> {
         .filter_map(|topic| topic.get("name").and_then(Value::as_str))
         .collect();
     let mut findings = vec![good("log", format!("reachable, {} topics", names.len()))];
+    findings.extend(check_log_state(client));
     findings.push(check_view_log(&names));
     let dead_letters = names.iter().filter(|name| name.ends_with(".dlq"));
     findings.extend(dead_letters.filter_map(|topic| check_dead_letters(client, topic)));
@@ -113,6 +114,46 @@ fn check_view_log(topics: &[&str]) -> Finding {
         return bad("view.log", "does not exist", fix);
     }
     good("view.log", format!("{} exists", found.join(", ")))
+}
+
+/// Findings about an embedded log that cannot write, or that was repaired when it was opened.
+fn check_log_state(client: &Client) -> Vec<Finding> {
+    let state = match client.collect(Request::Log) {
+        Ok(items) => items
+            .into_iter()
+            .next()
+            .and_then(|item| serde_json::from_value(item).ok()),
+        Err(error) => {
+            return vec![bad(
+                "log",
+                format!("{error:#}"),
+                "check that both programs have the same version",
+            )];
+        }
+    };
+    let Some(state) = state else {
+        return Vec::new();
+    };
+    let LogState {
+        log,
+        problem,
+        notice,
+        is_loss,
+    } = state;
+    let fix = "see the cause; writes continue by themselves once it is gone";
+    let problem = problem.map(|problem| bad("log", problem, fix));
+    let notice = notice.map(|notice| {
+        let found = format!("{log} was repaired when it was opened: {notice}");
+        match is_loss {
+            true => bad(
+                "log",
+                found,
+                "none, if the loss is acceptable; otherwise restore a backup",
+            ),
+            false => good("log", found),
+        }
+    });
+    problem.into_iter().chain(notice).collect()
 }
 
 /// A finding if the topic contains records.

@@ -58,6 +58,7 @@ impl Service {
                 ready: cause.is_none(),
                 cause,
                 next_command,
+                detail: None,
             }
         };
         let mut components = vec![state("edge-replica", self.replica.issue(now))];

@@ -3,10 +3,12 @@
 //! Blocks of records, control records, committed offsets and topics are in a store with atomic batches (`backing`). What
 //! readers need for every poll is in memory (`state`). A change is stored first and then published in the state.
 //!
-//! A process that is killed loses nothing that was acknowledged; transactions that were open are aborted when the log
-//! is opened again. Writes are not synced to disk, so a crash of the host can lose the newest ones, but never leaves a
-//! gap. Only one process can open a directory at a time. All clients live in this process: a group member is alive
-//! until it is closed or dropped, and there are no heartbeats.
+//! A process that is killed loses nothing that was acknowledged; transactions that were open are aborted when the log is
+//! opened again. What a crash of the host can lose depends on [`Durability`]. It never leaves a gap, and the log gets a new
+//! epoch if acknowledged writes may be lost. A full disk is an error ([`Error::StorageUnavailable`]); the log continues by
+//! itself when there is space.
+//! One process at a time can open a directory. All clients live in this process: a group member is alive until it is
+//! closed or dropped, and there are no heartbeats.
 
 mod backing;
 mod block;
@@ -33,13 +35,13 @@ mod transactional_producer;
 mod write;
 
 use crate::{
-    Committed, Error, EventLog, GroupConfig, GroupConsumer, GroupInfo, Isolation, Millis, Offset, OffsetSpec, OutBatch,
-    Produced, Producer, Reader, Result, SharedEventLog, TopicInfo, TopicPartition, TopicSpec, TransactionalProducer,
-    TransactionalProducerConfig,
+    Committed, Error, EventLog, GroupConfig, GroupConsumer, GroupInfo, Isolation, Millis, Notice, Offset, OffsetSpec,
+    OutBatch, Produced, Producer, Reader, Result, SharedEventLog, TopicInfo, TopicPartition, TopicSpec,
+    TransactionalProducer, TransactionalProducerConfig,
 };
 use backing::{Backing, DiskBacking, MemoryBacking};
 use broker::Broker;
-pub use config::{Clock, Config};
+pub use config::{Clock, Config, Durability};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -71,11 +73,12 @@ impl EmbeddedLog {
 /// Opens a log, or creates one in an empty directory. Aborts transactions that were left open.
 ///
 /// # Errors
-/// [`Error::Refused`] if another process has opened the directory; [`Error::Corrupt`] if it is corrupt or was
-/// written by a newer version; [`Error::Storage`] if the store fails.
+/// [`Error::Refused`] if another process has opened the directory or files cannot be written; [`Error::Corrupt`] if it is
+/// damaged or was written by a newer version; [`Error::StorageUnavailable`] if the disk is full; [`Error::Storage`] if the
+/// store fails.
 pub fn open(config: Config) -> Result<Arc<EmbeddedLog>> {
     let backing: Box<dyn Backing> = match &config.dir {
-        Some(dir) => Box::new(DiskBacking::open(dir, config.store_cache_bytes)?),
+        Some(dir) => Box::new(DiskBacking::open(dir, &config)?),
         None => Box::new(MemoryBacking::default()),
     };
     let broker = Arc::new(open::load(&config, backing)?);
@@ -92,6 +95,7 @@ pub fn open(config: Config) -> Result<Arc<EmbeddedLog>> {
             source: Box::new(source),
         };
         log.cleaner_thread = Some(spawned.map_err(failed)?);
+        broker::lock(&log.broker.cleaner_thread.0).runs = true;
     }
     Ok(Arc::new(log))
 }
@@ -174,6 +178,14 @@ impl EventLog for EmbeddedLog {
 
     fn producer(&self) -> Result<Box<dyn Producer>> {
         Ok(Box::new(producer::EmbeddedProducer::open(self.broker.clone())))
+    }
+
+    fn check_reach(&self) -> Result<()> {
+        self.broker.check_storage()
+    }
+
+    fn notice(&self) -> Option<Notice> {
+        self.broker.notice.clone()
     }
 
     fn describe_self(&self) -> String {

@@ -3,6 +3,7 @@
 //! Every error has exactly one [`ErrorAction`], so callers branch on [`Error::action`] and not on variants.
 
 use crate::TopicPartition;
+use std::path::PathBuf;
 
 /// Result of an event log call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -109,6 +110,19 @@ pub enum Error {
         /// What is corrupt.
         reason: String,
     },
+    /// The embedded log cannot use its directory now, for example because the disk is full. Nothing was written. It
+    /// continues by itself when the cause is gone.
+    #[error("cannot {attempted} in {}: {cause}; {fix}", dir.display())]
+    StorageUnavailable {
+        /// What was attempted.
+        attempted: &'static str,
+        /// The directory.
+        dir: PathBuf,
+        /// Why it cannot be used.
+        cause: String,
+        /// What an operator does.
+        fix: &'static str,
+    },
     /// A storage operation of the embedded log failed.
     #[error("embedded log cannot {attempted}")]
     Storage {
@@ -124,7 +138,10 @@ impl Error {
     /// Returns the reaction that this error needs.
     pub fn action(&self) -> ErrorAction {
         match self {
-            Error::Unavailable { .. } | Error::Undecided { .. } | Error::Occupied { .. } => ErrorAction::Retry,
+            Error::Unavailable { .. }
+            | Error::Undecided { .. }
+            | Error::Occupied { .. }
+            | Error::StorageUnavailable { .. } => ErrorAction::Retry,
             Error::TooLarge { .. } => ErrorAction::DeadLetter,
             _ => ErrorAction::Stop,
         }

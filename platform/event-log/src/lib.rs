@@ -132,9 +132,15 @@ pub trait EventLog: Send + Sync {
         })
     }
 
-    /// Fails if no broker has answered for 3 s. Uses the state of existing connections and sends no request.
+    /// Fails if no broker has answered for 3 s, or if an embedded log rejects writes. Uses the state of existing
+    /// connections and sends no request.
     fn check_reach(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// Returns what the last opening of an embedded log cut or lost, for operators.
+    fn notice(&self) -> Option<Notice> {
+        None
     }
 
     /// Returns a description for logs and messages: `kafka 127.0.0.1:9092` or `embedded DIR`.
@@ -143,6 +149,15 @@ pub trait EventLog: Send + Sync {
     /// Returns the log epoch, which identifies this log: Kafka's cluster id, or a UUID of the embedded log. A log that was
     /// recreated has another epoch, so positions in the old one are meaningless in it.
     fn log_epoch(&self) -> Result<String>;
+}
+
+/// What the last opening of an embedded log cut or lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// Description for operators.
+    pub text: String,
+    /// Whether acknowledged writes may be lost.
+    pub is_loss: bool,
 }
 
 /// An event log shared between threads.

@@ -150,6 +150,7 @@ impl Admin {
                 ready: false,
                 cause: Some("draining".to_owned()),
                 next_command: Some("none; the process received a signal or a task failed, see the log".to_owned()),
+                detail: None,
             });
         }
         report

@@ -28,6 +28,7 @@ struct Components {
 #[derive(Debug)]
 struct Entry {
     not_ready: Option<NotReady>,
+    detail: Option<String>,
     since: Instant,
     was_ready: bool,
     /// The cause that was logged last, and when.
@@ -104,6 +105,9 @@ pub struct State {
     /// The command that an operator runs next.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_command: Option<String>,
+    /// What an operator should know, also while it is ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
 
 fn lock(components: &Mutex<Components>) -> MutexGuard<'_, Components> {
@@ -128,6 +132,7 @@ impl Readiness {
         };
         let entry = Entry {
             not_ready: Some(reason),
+            detail: None,
             since: Instant::now(),
             was_ready: false,
             logged: None,
@@ -151,6 +156,7 @@ impl Readiness {
             ready: entry.not_ready.is_none(),
             cause: entry.not_ready.as_ref().map(|reason| reason.cause.clone()),
             next_command: entry.not_ready.as_ref().map(|reason| reason.next_command.clone()),
+            detail: entry.detail.clone(),
         };
         let components: Vec<State> = components.states.iter().map(state).collect();
         Report {
@@ -175,6 +181,14 @@ impl Component {
             cause: cause.into(),
             next_command: next_command.into(),
         }));
+    }
+
+    /// Sets what an operator should know about it, also while it is ready.
+    pub fn set_detail(&self, detail: Option<String>) {
+        let mut components = lock(&self.components);
+        if let Some(entry) = components.states.get_mut(&(self.name.clone(), self.id)) {
+            entry.detail = detail;
+        }
     }
 
     /// Its name.
@@ -246,6 +260,10 @@ mod tests {
         let state = &readiness.report().components[1];
         assert_eq!(state.cause.as_deref(), Some("no broker answers"));
         assert_eq!(state.next_command.as_deref(), Some("trunkline doctor"));
+        log.ready();
+        log.set_detail(Some("cut 12 bytes".to_owned()));
+        let state = &readiness.report().components[1];
+        assert_eq!((state.ready, state.detail.as_deref()), (true, Some("cut 12 bytes")));
         drop(log);
         assert!(readiness.report().ready, "a dropped component does not count");
     }
@@ -261,6 +279,7 @@ mod tests {
         };
         let mut entry = Entry {
             not_ready: not_ready("starting"),
+            detail: None,
             since: start,
             was_ready: false,
             logged: None,

@@ -1,8 +1,7 @@
 //! The storage of the embedded log: ordered keys in two keyspaces, with atomic batches.
 //!
-//! A batch is atomic over both keyspaces and survives the end of the process once `commit` has returned. A scan sees
-//! all batches that were committed before it started and none that was committed later. Tests inject faults here
-//! (`faulty`).
+//! A batch is atomic over both spaces and survives the end of the process once `commit` has returned, and a crash of the
+//! host if it was synced. A scan sees all batches that were committed before it started and nothing of later ones. Tests inject faults here (`faulty`).
 
 mod disk;
 #[cfg(test)]
@@ -14,10 +13,12 @@ pub(super) use disk::DiskBacking;
 pub(super) use faulty::Faulty;
 pub(super) use memory::MemoryBacking;
 
-use crate::Result;
+use super::format::PartId;
+use crate::{Offset, Result};
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
+use std::path::PathBuf;
 
 /// A keyspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,11 +39,16 @@ pub(super) struct Write {
 
 /// Writes of one atomic batch. The last write of a key wins.
 #[derive(Default, Clone)]
-pub(super) struct Writes(Vec<Write>);
+pub(super) struct Writes {
+    all: Vec<Write>,
+    /// Whether the batch is accepted while the free space is below the reserve, because it leads to free space or the log
+    /// cannot be opened without it.
+    uses_reserve: bool,
+}
 
 impl Writes {
     pub fn put(&mut self, space: Space, key: impl Into<Vec<u8>>, value: impl Into<Bytes>) {
-        self.0.push(Write {
+        self.all.push(Write {
             space,
             key: key.into(),
             value: Some(value.into()),
@@ -50,7 +56,7 @@ impl Writes {
     }
 
     pub fn remove(&mut self, space: Space, key: impl Into<Vec<u8>>) {
-        self.0.push(Write {
+        self.all.push(Write {
             space,
             key: key.into(),
             value: None,
@@ -58,21 +64,73 @@ impl Writes {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all.is_empty()
     }
 
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.all.len()
+    }
+
+    fn all(&self) -> &[Write] {
+        &self.all
+    }
+
+    /// Lets the batch use the reserved space.
+    pub fn use_reserve(&mut self) {
+        self.uses_reserve = true;
+    }
+
+    fn byte_len(&self) -> u64 {
+        let bytes = |write: &Write| write.key.len() + write.value.as_ref().map_or(0, Bytes::len);
+        u64::try_from(self.all.iter().map(bytes).sum::<usize>()).unwrap_or(u64::MAX)
     }
 }
 
 /// Called for each key in order.
 pub(super) type Visit<'a> = &'a mut dyn FnMut(&[u8], Bytes) -> ControlFlow<()>;
 
+/// What a batch survives when `commit` has returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Persist {
+    /// The end of the process.
+    Buffer,
+    /// Also a crash of the host.
+    Sync,
+}
+
+/// What was cut from a journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Cut {
+    pub file: PathBuf,
+    /// Length of the journal after the cut.
+    pub at: u64,
+    /// Bytes after it, without the preallocated zeros.
+    pub bytes: u64,
+    /// Whether the process died while it wrote the last batch: nothing follows, so nothing acknowledged is missing.
+    pub is_unfinished_write: bool,
+    /// Copy of the damaged journal.
+    pub aside: Option<PathBuf>,
+    /// Offsets of the records that could be read in the rest.
+    pub records: BTreeMap<PartId, Range<Offset>>,
+}
+
+/// What was found when the storage was opened.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Recovered {
+    /// Why acknowledged batches may be missing.
+    pub lost: Option<&'static str>,
+    /// What was cut from a journal.
+    pub cut: Option<Cut>,
+}
+
 /// Ordered keys with atomic batches.
 pub(super) trait Backing: Send + Sync {
-    /// Commits all writes or none. After an error, the writes may or may not have been committed.
-    fn commit(&self, writes: &Writes) -> Result<()>;
+    /// Commits all writes or none. After an error either may be the case, except after [`crate::Error::StorageUnavailable`]:
+    /// then nothing was written.
+    fn commit(&self, writes: &Writes, persist: Persist) -> Result<()>;
+
+    /// Syncs all committed batches.
+    fn sync(&self) -> Result<()>;
 
     /// Returns the value of a key.
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>>;
@@ -84,13 +142,29 @@ pub(super) trait Backing: Send + Sync {
 
     /// Returns the greatest key in `from..=to` with its value.
     fn last(&self, space: Space, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Bytes)>>;
+
+    /// Returns what was found when the storage was opened.
+    fn recovered(&self) -> Recovered {
+        Recovered::default()
+    }
+
+    /// Called once the log is loaded, and has a new epoch if batches were lost. From then on the next opening compares with
+    /// this session.
+    fn begin_session(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Fails while batches are not accepted.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl dyn Backing + '_ {
     /// Returns whether the store contains these writes. No other writer may be active.
     pub fn holds(&self, writes: &Writes) -> Result<bool> {
         let mut last: BTreeMap<(bool, &[u8]), &Write> = BTreeMap::new();
-        for write in &writes.0 {
+        for write in &writes.all {
             last.insert((write.space == Space::Meta, &write.key), write);
         }
         for write in last.into_values() {

@@ -3,12 +3,13 @@
 //! Lock order: `cleaner`, `writer`, `state`. One writer at a time holds `writer` while the store commits a batch. `state` is
 //! never held over IO, so a write does not block readers. The state contains only what the store has committed.
 
-use super::backing::{Backing, Writes};
-use super::config::{Clock, Config};
+use super::backing::{Backing, Persist, Writes};
+use super::config::{Clock, Config, Durability};
 use super::format::{Head, PartId};
 use super::signal::until;
 use super::state::State;
-use crate::{Committed, Error, GroupInfo, MemberInfo, Millis, Offset, OffsetSpec, Result, TopicPartition};
+use crate::{Committed, Error, GroupInfo, MemberInfo, Millis, Notice, Offset, OffsetSpec, Result, TopicPartition};
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -27,7 +28,12 @@ pub(super) struct Broker {
     pub place: String,
     pub cleaner_keys_max: usize,
     pub offsets_retention_ms: Millis,
-    /// Whether the outcome of a batch is unknown. If so, nothing may be written until the log is opened again.
+    /// What the opening of the log cut or lost, for operators.
+    pub notice: Option<Notice>,
+    /// Deleted topics whose entries are not removed completely.
+    pub leftovers: Mutex<BTreeSet<u32>>,
+    persist: Persist,
+    /// The outcome of a batch is unknown. Nothing may be written until the log is opened again.
     outcome_unknown: AtomicBool,
     /// Held by the cleaner during a pass.
     cleaner: Mutex<()>,
@@ -43,6 +49,9 @@ pub(super) struct Broker {
 #[derive(Default)]
 pub(super) struct CleanerThread {
     pub sleeps_until: Option<Millis>,
+    pub runs: bool,
+    /// Whether it must not sleep before its next round.
+    pub is_wanted: bool,
     pub stop: bool,
 }
 
@@ -62,6 +71,12 @@ impl Broker {
             request_timeout: config.request_timeout,
             place,
             cleaner_keys_max: config.cleaner_keys_max,
+            notice: None,
+            leftovers: Mutex::default(),
+            persist: match config.durability {
+                Durability::Commit => Persist::Sync,
+                Durability::Os | Durability::Interval(_) => Persist::Buffer,
+            },
             offsets_retention_ms: Millis::try_from(config.offsets_retention.as_millis()).unwrap_or(Millis::MAX),
             outcome_unknown: AtomicBool::new(false),
             cleaner: Mutex::default(),
@@ -89,22 +104,30 @@ impl Broker {
         lock(&self.state)
     }
 
-    /// Commits writes; requires the writer lock. After an error, the store is read to find out whether it contains the
-    /// batch. If reading fails too, the outcome is unknown and the log rejects all further writes: a batch that was
-    /// based on the wrong assumption could assign offsets twice.
+    /// Commits writes; requires the writer lock. They are synced first if the log acknowledges only synced writes.
+    ///
+    /// After an error the store is read to find out whether it has the batch. If that fails too, the outcome is unknown and
+    /// the log rejects all further writes: a batch that was based on the wrong assumption could assign offsets twice.
     pub fn store(&self, writes: &Writes) -> Result<()> {
         self.check_outcomes_known("write: the outcome of an earlier batch is unknown; open the log again")?;
-        let Err(error) = self.backing.commit(writes) else {
-            return Ok(());
+        let error = match self.backing.commit(writes, self.persist) {
+            Ok(()) => return Ok(()),
+            // Nothing was written.
+            Err(error @ Error::StorageUnavailable { .. }) => return Err(error),
+            Err(error) => error,
         };
-        match self.backing.holds(writes) {
+        let found = match (self.backing.holds(writes), self.persist) {
+            (Ok(true), Persist::Sync) => self.backing.sync().map(|()| true),
+            (found, _) => found,
+        };
+        match found {
             Ok(true) => {
                 tracing::warn!(%error, "store reported an error but has written the batch");
                 Ok(())
             }
             Ok(false) => Err(error),
-            Err(read_error) => {
-                tracing::error!(%error, read_error = %read_error, "outcome of a batch is unknown; rejecting all writes");
+            Err(later_error) => {
+                tracing::error!(%error, %later_error, "outcome of a batch is unknown; rejecting all writes");
                 self.outcome_unknown.store(true, Ordering::SeqCst);
                 Err(error)
             }
@@ -122,7 +145,13 @@ impl Broker {
         }
     }
 
-    /// Wakes the cleaner thread if it would otherwise sleep beyond this time.
+    /// Fails while writes are rejected.
+    pub fn check_storage(&self) -> Result<()> {
+        self.check_outcomes_known("write: the outcome of an earlier batch is unknown; restart the process")?;
+        self.backing.check()
+    }
+
+    /// Wakes the cleaner thread if it would sleep beyond this time.
     pub fn wake_cleaner_by(&self, deadline: Millis) {
         let (thread, wake) = &self.cleaner_thread;
         let mut thread = lock(thread);
@@ -130,6 +159,15 @@ impl Broker {
             thread.sleeps_until = None;
             wake.notify_all();
         }
+    }
+
+    /// Wakes the cleaner thread. Returns false if there is none.
+    pub fn wake_cleaner(&self) -> bool {
+        let (thread, wake) = &self.cleaner_thread;
+        let mut thread = lock(thread);
+        thread.is_wanted = true;
+        wake.notify_all();
+        thread.runs
     }
 
     /// Looks up an offset.

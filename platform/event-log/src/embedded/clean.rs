@@ -1,9 +1,9 @@
 //! Retention, and the cleaner thread that runs retention, compaction and transaction timeouts.
 //!
 //! A block is deleted when all its records are too old, or when the blocks after it already exceed `retention.bytes`.
-//! Nothing at or above the last stable offset is deleted. A partition's start offset is increased before its blocks are
-//! deleted, so that a reader gets an out-of-range error and never a gap. Appends wait for at most one batch of the
-//! cleaner.
+//! Nothing at or above the last stable offset is deleted. A partition's start moves before its blocks are deleted, so that
+//! a reader gets an out-of-range error and never a gap. Blocks are looked up without the writer lock; appends wait for one
+//! batch of the cleaner at most.
 
 use super::backing::{Space, Writes};
 use super::block::Block;
@@ -17,11 +17,24 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+/// Bytes of the blocks that one batch removes.
+const STEP_BYTES: u64 = 64 * 1024 * 1024;
+
 /// Blocks that retention removes from a partition in one batch.
 struct Deletion {
+    /// Start of the partition when this was planned.
+    from: Offset,
     start: Offset,
     start_bytes: u64,
+    bytes: u64,
     blocks: Vec<Offset>,
+}
+
+impl Deletion {
+    /// Returns whether the batch ends here. The blocks are read to decide about them, so their bytes are limited too.
+    fn is_full(&self) -> bool {
+        self.blocks.len() >= REMOVALS_MAX || self.bytes >= STEP_BYTES
+    }
 }
 
 impl Broker {
@@ -29,7 +42,7 @@ impl Broker {
     /// and returns the first error.
     pub fn clean(&self, now: Millis) -> Result<()> {
         let _cleaner = self.cleaner();
-        let offsets = self.expire_offsets(now);
+        let offsets = self.remove_leftovers().and(self.expire_offsets(now));
         let topics: Vec<_> = self.state().topics.values().cloned().collect();
         let parts = topics.iter().flat_map(|topic| topic.parts().map(move |id| (topic, id)));
         parts
@@ -49,11 +62,19 @@ impl Broker {
 
     /// Deletes one batch of a partition's blocks. Returns whether there may be more.
     fn delete_batch(&self, id: PartId, rules: &Rules, now: Millis) -> Result<bool> {
-        let _writer = self.writer();
+        if self.is_closing() {
+            return Ok(false);
+        }
         let Some(cut) = self.plan_deletion(id, rules, now)? else {
             return Ok(false);
         };
+        let _writer = self.writer();
+        if self.state().parts.get(&id).is_none_or(|part| part.start != cut.from) {
+            // The topic was deleted. Only the cleaner moves the start, and one pass runs at a time.
+            return Ok(false);
+        }
         let (mut writes, mut before) = (Writes::default(), (0, 0));
+        writes.use_reserve();
         for base in &cut.blocks {
             writes.remove(Space::Records, format::block_key(id, *base));
         }
@@ -88,7 +109,7 @@ impl Broker {
                 }
             }
         }
-        stored.map(|()| cut.blocks.len() == REMOVALS_MAX)
+        stored.map(|()| cut.is_full())
     }
 
     fn plan_deletion(&self, id: PartId, rules: &Rules, now: Millis) -> Result<Option<Deletion>> {
@@ -98,8 +119,10 @@ impl Broker {
                 return Ok(None);
             };
             let cut = Deletion {
+                from: part.start,
                 start: part.start,
                 start_bytes: part.start_bytes,
+                bytes: 0,
                 blocks: Vec::new(),
             };
             (cut, part.bytes.saturating_sub(part.gone_bytes()), part.stable())
@@ -124,10 +147,11 @@ impl Broker {
             kept_bytes = rest;
             cut.start = block.next();
             cut.start_bytes += block.size();
+            cut.bytes += block.size();
             cut.blocks.push(block.base);
-            match cut.blocks.len() < REMOVALS_MAX {
-                true => ControlFlow::Continue(()),
-                false => ControlFlow::Break(()),
+            match cut.is_full() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
             }
         })?;
         match bad {
@@ -141,6 +165,9 @@ impl Broker {
 pub(super) fn run(broker: &Weak<Broker>, every: Duration) {
     let mut next_clean = until(every);
     while let Some(broker) = broker.upgrade() {
+        if let Err(error) = broker.remove_leftovers() {
+            tracing::warn!(%error, "removing a deleted topic failed");
+        }
         if Instant::now() >= next_clean {
             if let Err(error) = broker.clean(broker.now()) {
                 tracing::warn!(%error, "cleaning failed");
@@ -160,8 +187,8 @@ pub(super) fn run(broker: &Weak<Broker>, every: Duration) {
 fn sleep(broker: &Arc<Broker>, next_clean: Instant) -> bool {
     let (thread, wake) = &broker.cleaner_thread;
     let mut thread = lock(thread);
-    if thread.stop {
-        return false;
+    if thread.stop || std::mem::take(&mut thread.is_wanted) {
+        return !thread.stop;
     }
     let now = broker.now();
     let left = next_clean.saturating_duration_since(Instant::now());
@@ -170,8 +197,10 @@ fn sleep(broker: &Arc<Broker>, next_clean: Instant) -> bool {
     let left = due.map_or(left, |ms| left.min(Duration::from_millis(ms)));
     let ms = Millis::try_from(left.as_millis()).unwrap_or(Millis::MAX);
     thread.sleeps_until = Some(now.saturating_add(ms));
-    let woken = wake.wait_timeout_while(thread, left, |thread| !thread.stop && thread.sleeps_until.is_some());
+    let woken = wake.wait_timeout_while(thread, left, |thread| {
+        !thread.stop && !thread.is_wanted && thread.sleeps_until.is_some()
+    });
     let (mut thread, _) = woken.unwrap_or_else(PoisonError::into_inner);
-    thread.sleeps_until = None;
+    (thread.sleeps_until, thread.is_wanted) = (None, false);
     !thread.stop
 }

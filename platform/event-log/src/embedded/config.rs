@@ -8,6 +8,18 @@ use std::time::Duration;
 /// Returns the time in ms since the Unix epoch.
 pub type Clock = Arc<dyn Fn() -> Millis + Send + Sync>;
 
+/// What an acknowledged write survives. All survive the end of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// The operating system decides when it writes to the disk, usually within 30 s. A crash of the host loses what it had
+    /// not written.
+    Os,
+    /// Writes are synced at this interval, which is what a crash of the host can lose, plus the time of one sync.
+    Interval(Duration),
+    /// Each write is synced before it is acknowledged and before readers see it. A crash of the host loses nothing.
+    Commit,
+}
+
 /// Options of an embedded log.
 #[derive(Clone)]
 pub struct Config {
@@ -17,6 +29,11 @@ pub struct Config {
     pub clock: Clock,
     /// Size of the cache of the newest records in bytes. 32 MiB by default.
     pub cache_bytes: usize,
+    /// What an acknowledged write in a directory survives. [`Durability::Os`] by default.
+    pub durability: Durability,
+    /// Writes fail while the disk has less free space than this number of bytes, so that retention and flushes of earlier
+    /// writes can still complete. 128 MiB by default.
+    pub reserve_bytes: u64,
     /// Size of the store's block cache in bytes, for older records. 16 MiB by default.
     pub store_cache_bytes: u64,
     /// Maximum number of keys that compaction holds in memory. A partition with more dirty keys is cleaned in pieces.
@@ -40,6 +57,8 @@ impl Config {
             dir,
             clock,
             cache_bytes: 32 * 1024 * 1024,
+            durability: Durability::Os,
+            reserve_bytes: 128 * 1024 * 1024,
             store_cache_bytes: 16 * 1024 * 1024,
             cleaner_keys_max: 400_000,
             clean_every: Some(Duration::from_secs(300)),

@@ -11,6 +11,7 @@
 //! | meta | `a` partition, transaction | offset of its abort marker |
 //! | meta | `x` transaction, partition | its first offset there; the transaction is open |
 //! | meta | `c` group, partition | committed offset |
+//! | meta | `s` | ids of the last session that wrote to the directory and of the one before |
 //! | meta | `e` group | time since when it has no member |
 //!
 //! Integers are big endian, so that keys sort numerically. Every value starts with a version; a newer version is
@@ -198,7 +199,31 @@ pub(super) fn topic_prefix(topic: u32) -> Vec<u8> {
     topic.to_be_bytes().to_vec()
 }
 
+/// Returns partition and base offset if this is the key of a block. Keys of other entries begin with a letter.
+pub(super) fn decode_block_key(key: &[u8]) -> Option<(PartId, Offset)> {
+    let place = "key of a block";
+    if key.len() != 16 || key.first() != Some(&0) {
+        return None;
+    }
+    let mut fields = Fields { bytes: key, place };
+    Some((fields.part().ok()?, fields.i64().ok()?))
+}
+
 pub(super) const HEAD: &[u8] = b"h";
+pub(super) const SESSION: &[u8] = b"s";
+
+pub(super) fn encode_session(ids: &[Uuid]) -> Vec<u8> {
+    let mut value = vec![VERSION];
+    ids.iter().for_each(|id| value.extend_from_slice(id.as_bytes()));
+    value
+}
+
+/// Decodes the ids of the last sessions.
+pub(super) fn decode_session(bytes: &[u8]) -> Result<Vec<Uuid>> {
+    let ids = body(bytes, "the last session")?.chunks(16);
+    ids.map(|id| Uuid::from_slice(id).map_err(|_| corrupt("the last session")))
+        .collect()
+}
 
 impl Head {
     pub fn encode(&self) -> Vec<u8> {

@@ -1,17 +1,20 @@
 //! Opening a log: reads the state from the store.
 //!
-//! Open transactions are aborted and interrupted deletions of topics are completed before the log is returned. Only the
-//! last index interval of each partition is read, so the time does not depend on the partition's length. Corruption is
-//! reported, never repaired.
+//! Open transactions are aborted and interrupted deletions of topics are completed before the log is returned. Reading a
+//! partition costs its last index interval, not its length. Damage is reported, never repaired, except for the end of a
+//! journal (`backing`).
+//!
+//! If acknowledged writes may have been lost, the log gets a new epoch: offsets after the remaining end are assigned again,
+//! and a client that remembers an offset of the old epoch must not continue there.
 
-use super::backing::{Backing, Space, Writes};
+use super::backing::{Backing, Persist, Recovered, Space, Writes};
 use super::block::Block;
-use super::broker::Broker;
+use super::broker::{Broker, lock};
 use super::config::Config;
 use super::format::{self, Head, IndexEntry, PartId, PartRecord, TopicRecord};
 use super::group::Group;
 use super::state::{OpenTransaction, Part, State, Topic, Touched};
-use crate::{Millis, Offset, Result};
+use crate::{Millis, Notice, Offset, Result};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -25,10 +28,15 @@ type Backed<'b> = &'b dyn Backing;
 
 /// Loads a log from its store, or creates one.
 pub(super) fn load(config: &Config, backing: Box<dyn Backing>) -> Result<Broker> {
+    let recovered = backing.recovered();
     let head = match backing.get(Space::Meta, format::HEAD)? {
         Some(bytes) => {
             let head = Head::decode(&bytes)?;
             Head {
+                log_epoch: match recovered.lost {
+                    Some(_) => Uuid::new_v4(),
+                    None => head.log_epoch,
+                },
                 openings: head.openings + 1,
                 ..head
             }
@@ -41,7 +49,9 @@ pub(super) fn load(config: &Config, backing: Box<dyn Backing>) -> Result<Broker>
     };
     let mut writes = Writes::default();
     writes.put(Space::Meta, format::HEAD, head.encode());
-    backing.commit(&writes)?;
+    writes.use_reserve();
+    // Synced before the session begins: the next opening does not see this loss again.
+    backing.commit(&writes, Persist::Sync)?;
 
     let mut state = State::new(config.cache_bytes);
     state.next_transaction = u64::from(head.openings) << TRANSACTION_BITS;
@@ -77,12 +87,53 @@ pub(super) fn load(config: &Config, backing: Box<dyn Backing>) -> Result<Broker>
         }
     }
     let deleted = entries(&*backing, &[format::DELETED])?;
-    let broker = Broker::new(backing, config, head, state);
+    let mut broker = Broker::new(backing, config, head, state);
+    let notice = notice(&recovered, &broker.state());
+    broker.notice = notice;
+    if let Some(notice) = &broker.notice {
+        tracing::warn!(log = broker.place, notice = notice.text, "embedded log was repaired");
+    }
+    broker.backing.begin_session()?;
     broker.abort_open_transactions()?;
-    for (key, _) in deleted {
-        broker.remove_leftovers(format::decode_topic_key(&key)?)?;
+    let deleted = deleted.iter().map(|(key, _)| format::decode_topic_key(key));
+    *lock(&broker.leftovers) = deleted.collect::<Result<_>>()?;
+    if config.clean_every.is_none() {
+        broker.remove_leftovers()?;
     }
     Ok(broker)
+}
+
+/// Describes for operators what was cut or lost.
+fn notice(recovered: &Recovered, state: &State) -> Option<Notice> {
+    let mut parts = Vec::new();
+    if let Some(cut) = &recovered.cut {
+        let what = match cut.is_unfinished_write {
+            true => "an unfinished write, which was never acknowledged",
+            false => "damaged bytes",
+        };
+        let (file, at, bytes) = (cut.file.display(), cut.at, cut.bytes);
+        parts.push(format!("cut {bytes} bytes of {what}, from {file} at byte {at}"));
+        let records = cut.records.iter().filter_map(|(part, range)| {
+            let last = range.end.max(range.start + 1) - 1;
+            Some(format!("offsets {} to {last} of {}", range.start, state.name(*part)?))
+        });
+        let records: Vec<String> = records.collect();
+        if !records.is_empty() {
+            parts.push(format!("they contained {}", records.join(", ")));
+        }
+        if let Some(aside) = &cut.aside {
+            parts.push(format!("the damaged file is kept as {}", aside.display()));
+        }
+    }
+    if let Some(lost) = recovered.lost {
+        parts.push(format!(
+            "acknowledged writes may be lost ({lost}), so the log has a new epoch: state stores and edges are rebuilt"
+        ));
+    }
+    (!parts.is_empty()).then(|| Notice {
+        text: parts.join("; "),
+        is_loss: recovered.lost.is_some(),
+    })
 }
 
 fn entries(backing: Backed<'_>, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Bytes)>> {

@@ -211,6 +211,14 @@ impl State {
         self.numbers
     }
 
+    /// Forgets a producer that is gone, unless its transaction is open: a later producer with its id has to abort that.
+    pub fn forget_producer(&mut self, transactional_id: &str, epoch: u64) {
+        let known = self.producers.get(transactional_id);
+        if known.is_some_and(|producer| producer.epoch == epoch && producer.transaction.is_none()) {
+            self.producers.remove(transactional_id);
+        }
+    }
+
     pub fn topic(&self, name: &str) -> Result<&Arc<Topic>> {
         self.topics.get(name).ok_or_else(|| unknown(name))
     }

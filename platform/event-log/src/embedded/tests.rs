@@ -1,7 +1,7 @@
 //! Tests that need internals: a manual clock, failing storage, corrupt storage and storage of a newer version. All
 //! other tests are in the conformance suite, `tests/conformance/event_log.rs`.
 
-use super::backing::{Faulty, Space, Visit, Writes};
+use super::backing::{Faulty, Persist, Recovered, Space, Visit, Writes};
 use super::*;
 use crate::{Cleanup, Event, GroupMetadata, OutRecord, Outcome, RecordBatch, StartFrom, TopicConfig};
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 mod compaction;
+mod durability;
 mod groups;
 mod merge;
 mod model;
@@ -71,7 +72,7 @@ impl Breakable {
 }
 
 impl Backing for Arc<Breakable> {
-    fn commit(&self, writes: &Writes) -> Result<()> {
+    fn commit(&self, writes: &Writes, persist: Persist) -> Result<()> {
         self.passes(Moment::BeforeCommit);
         let left = self.breaks_after.load(Ordering::SeqCst);
         if left >= 0 {
@@ -85,7 +86,19 @@ impl Backing for Arc<Breakable> {
                 source,
             });
         }
-        self.inner.commit(writes)
+        self.inner.commit(writes, persist)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.inner.sync()
+    }
+
+    fn recovered(&self) -> Recovered {
+        self.inner.recovered()
+    }
+
+    fn begin_session(&self) -> Result<()> {
+        self.inner.begin_session()
     }
 
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>> {
@@ -356,7 +369,7 @@ fn interrupted_topic_deletion_is_completed() {
         format::topic_key(format::DELETED, number),
         vec![format::VERSION],
     );
-    hand.store.commit(&writes).expect("commit");
+    hand.store.commit(&writes, Persist::Buffer).expect("commit");
     hand.reopen_log();
     assert!(hand.log.describe("t").expect("describe").is_none());
     let mut left = Vec::new();
@@ -383,14 +396,14 @@ fn newer_formats_are_rejected() {
         newer[0] = newest + 1;
         let mut writes = Writes::default();
         writes.put(space, key.clone(), newer);
-        hand.store.commit(&writes).expect("commit");
+        hand.store.commit(&writes, Persist::Buffer).expect("commit");
         let refused = opened(&hand.store, &hand.time).map(|_| "opened");
         let text = refused.expect_err("it is refused").to_string();
         let both = [format!("version {}", newest + 1), format!("than {newest}")];
         assert!(both.iter().all(|words| text.contains(words)), "{text}");
         let mut writes = Writes::default();
         writes.put(space, key, value);
-        hand.store.commit(&writes).expect("commit");
+        hand.store.commit(&writes, Persist::Buffer).expect("commit");
     };
     put(Space::Meta, format::HEAD.to_vec(), format::VERSION);
     let topic = format::topic_key(format::TOPICS, part.topic);

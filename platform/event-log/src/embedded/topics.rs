@@ -1,10 +1,11 @@
 //! Creating, altering and deleting topics.
 //!
-//! Number and id of a topic are never reused. A deleted topic disappears immediately; its blocks are removed afterwards.
+//! Number and id of a topic are never reused. A deleted topic disappears immediately. Its entries are removed afterwards by
+//! the cleaner thread, or by the caller if there is none, in batches between which others can write.
 //! Writing to a topic does not create it.
 
 use super::backing::{Space, Writes};
-use super::broker::Broker;
+use super::broker::{Broker, lock};
 use super::format::{self, TopicRecord};
 use super::settings::{self, Rules};
 use super::state::{Part, State, Topic};
@@ -19,6 +20,8 @@ const NAME_LENGTH_MAX: usize = 249;
 const PARTITIONS_MAX: u32 = 10_000;
 /// Maximum number of blocks that one batch removes.
 pub(super) const REMOVALS_MAX: usize = 4_096;
+/// Bytes of the blocks that one batch removes when a topic is deleted.
+const REMOVED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 fn invalid(topic: &str, reason: impl Into<String>) -> Error {
     Error::InvalidTopic {
@@ -175,6 +178,16 @@ impl Broker {
     }
 
     pub fn delete_topic(&self, name: &str) -> Result<()> {
+        let topic = self.unlink_topic(name)?;
+        lock(&self.leftovers).insert(topic);
+        match self.wake_cleaner() {
+            true => Ok(()),
+            false => self.remove_leftovers(),
+        }
+    }
+
+    /// Removes a topic from the state and returns its number. Its records remain in the store.
+    fn unlink_topic(&self, name: &str) -> Result<u32> {
         let _writer = self.writer();
         let mut writes = Writes::default();
         let topic = {
@@ -203,44 +216,64 @@ impl Broker {
             format::topic_key(format::DELETED, topic.number),
             vec![format::VERSION],
         );
+        writes.use_reserve();
         self.store(&writes)?;
         self.state().remove_topic(&topic);
-        self.remove_leftovers(topic.number)
+        Ok(topic.number)
     }
 
-    /// Removes the blocks and entries of a deleted topic from the store. Also completes a deletion that a killed
-    /// process began.
-    pub fn remove_leftovers(&self, topic: u32) -> Result<()> {
-        self.remove_prefix(Space::Records, format::topic_prefix(topic))?;
-        for tag in [format::PARTITIONS, format::INDEX, format::ABORTED] {
-            self.remove_prefix(Space::Meta, format::topic_key(tag, topic))?;
+    /// Removes what deleted topics left in the store, also those that a process deleted which has ended since.
+    pub fn remove_leftovers(&self) -> Result<()> {
+        loop {
+            let Some(topic) = lock(&self.leftovers).first().copied() else {
+                return Ok(());
+            };
+            let prefixes = [format::PARTITIONS, format::INDEX, format::ABORTED]
+                .map(|tag| (Space::Meta, format::topic_key(tag, topic)));
+            let records = (Space::Records, format::topic_prefix(topic));
+            for (space, prefix) in std::iter::once(records).chain(prefixes) {
+                if !self.remove_prefix(space, prefix)? {
+                    return Ok(());
+                }
+            }
+            let mut writes = Writes::default();
+            writes.remove(Space::Meta, format::topic_key(format::DELETED, topic));
+            self.remove_batch(writes)?;
+            lock(&self.leftovers).remove(&topic);
         }
-        let mut writes = Writes::default();
-        writes.remove(Space::Meta, format::topic_key(format::DELETED, topic));
-        self.store(&writes)
     }
 
-    fn remove_prefix(&self, space: Space, prefix: Vec<u8>) -> Result<()> {
+    /// Returns false if the log is being closed before everything was removed. Nobody writes below the prefix, so the keys
+    /// are looked up without the writer lock.
+    fn remove_prefix(&self, space: Space, prefix: Vec<u8>) -> Result<bool> {
         let end = super::backing::after(&prefix);
         let mut from = prefix;
-        loop {
-            let mut writes = Writes::default();
-            self.backing.scan(space, &from.clone(), &end, &mut |key, _| {
+        while !self.is_closing() {
+            let (mut writes, mut bytes) = (Writes::default(), 0);
+            let mut is_last = true;
+            self.backing.scan(space, &from.clone(), &end, &mut |key, value| {
                 writes.remove(space, key);
                 from = key.to_vec();
-                match writes.len() < REMOVALS_MAX {
+                bytes += value.len();
+                is_last = writes.len() < REMOVALS_MAX && bytes < REMOVED_BYTES_MAX;
+                match is_last {
                     true => ControlFlow::Continue(()),
                     false => ControlFlow::Break(()),
                 }
             })?;
-            if writes.is_empty() {
-                return Ok(());
+            if !writes.is_empty() {
+                self.remove_batch(writes)?;
             }
-            let last = writes.len() < REMOVALS_MAX;
-            self.store(&writes)?;
-            if last {
-                return Ok(());
+            if is_last {
+                return Ok(true);
             }
         }
+        Ok(false)
+    }
+
+    fn remove_batch(&self, mut writes: Writes) -> Result<()> {
+        writes.use_reserve();
+        let _writer = self.writer();
+        self.store(&writes)
     }
 }

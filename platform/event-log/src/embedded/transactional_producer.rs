@@ -80,6 +80,12 @@ impl EmbeddedTransactionalProducer {
     }
 }
 
+impl Drop for EmbeddedTransactionalProducer {
+    fn drop(&mut self) {
+        self.broker.state().forget_producer(&self.transactional_id, self.epoch);
+    }
+}
+
 impl TransactionalProducer for EmbeddedTransactionalProducer {
     fn begin(&mut self) -> Result<()> {
         // A local operation, as in Kafka: a fenced producer gets the error only when it sends or commits.

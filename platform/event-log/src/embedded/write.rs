@@ -1,9 +1,8 @@
 //! Changes of partitions: appends, commits and aborts of transactions, and commits of offsets.
 //!
-//! A change is prepared from the state, committed to the store in one batch, and then published in the state. The
-//! writer lock is held throughout, so the state cannot change in between, and nothing is visible before it is stored.
-//! The control records of a transaction, its committed offsets and the removal of its open entries are one batch
-//! (invariant C2 of `docs/protocol/commit.md`).
+//! A change is staged against the state, committed to the store in one batch, and then published in the state. The writer
+//! lock is held throughout, so the state cannot change in between, and nothing is visible before it is stored. The control
+//! records of a transaction, its offsets and the removal of its open entries are one batch (C2 of `docs/protocol/commit.md`).
 
 use super::backing::{Space, Writes};
 use super::block::{Block, Builder, Marker};
@@ -321,6 +320,9 @@ impl Broker {
             }
         }
         if !stage.writes.is_empty() {
+            if marker == Marker::Abort {
+                stage.writes.use_reserve(); // open transactions stop retention, and opening the log aborts them
+            }
             self.store(&std::mem::take(&mut stage.writes))?;
         }
         let markers: Vec<(PartId, Offset)> = stage.blocks.iter().map(|(id, block, _)| (*id, block.base)).collect();
@@ -400,7 +402,7 @@ impl Broker {
         }
         let mut writer = self.writer();
         loop {
-            let transaction = {
+            let (transaction, id, epoch) = {
                 let mut state = self.state();
                 let late = state.transactions.iter().find(|(_, open)| open.deadline <= now);
                 let Some((transaction, id)) = late.map(|(t, open)| (*t, open.transactional_id.clone())) else {
@@ -410,10 +412,12 @@ impl Broker {
                 if let Some(producer) = state.producers.get_mut(&id) {
                     producer.epoch = epoch;
                 }
-                tracing::warn!(transactional_id = id, "transaction timed out and was aborted");
-                transaction
+                (transaction, id, epoch)
             };
             self.end(&mut writer, Ending::abort(Some(transaction)), |_| {})?;
+            tracing::warn!(transactional_id = id, "transaction timed out and was aborted");
+            // Its producer is fenced, with or without an entry.
+            self.state().forget_producer(&id, epoch);
         }
     }
 

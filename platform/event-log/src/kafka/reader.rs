@@ -46,11 +46,13 @@ impl KafkaReader {
 
     fn stop_all(&mut self) -> Result<()> {
         let reading: Vec<_> = self.fetcher.states().iter().map(|state| state.at.clone()).collect();
-        for at in reading {
+        // All are stopped even if one fails: a partition that stays started keeps librdkafka's handle in use.
+        let stopped = reading.iter().map(|at| {
             let stopped = self.fetcher.topic(&at.topic)?.stop(at.partition);
-            stopped.map_err(|found| errors::topic_error(&at.topic, format!("stop reading {at}"), &found))?;
-        }
-        self.fetcher.replace(std::iter::empty())
+            stopped.map_err(|found| errors::topic_error(&at.topic, format!("stop reading {at}"), &found))
+        });
+        let stopped = stopped.fold(Ok(()), Result::and);
+        stopped.and(self.fetcher.replace(std::iter::empty()))
     }
 
     /// Looks up the start offsets of partitions that start at the earliest offset or the end.

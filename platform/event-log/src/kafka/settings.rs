@@ -37,7 +37,10 @@ const PRODUCER: &[(&str, &str)] = &[
 ];
 
 /// Defaults of consumers. A fetch that waits at the broker delays partitions that are started in the meantime.
+///
+/// librdkafka verifies the checksums of batches only if `check.crcs` is set; the Java client does by default.
 const CONSUMER: &[(&str, &str)] = &[
+    ("check.crcs", "true"),
     ("fetch.queue.backoff.ms", "2"),
     ("fetch.wait.max.ms", "50"),
     ("fetch.error.backoff.ms", "50"),
@@ -222,6 +225,7 @@ mod tests {
         wanted.protocol = GroupProtocol::Classic;
         let settings = group(&config, &wanted);
         assert_eq!(value(&settings, "session.timeout.ms").as_deref(), Some("8000"));
+        assert_eq!(value(&settings, "check.crcs").as_deref(), Some("true"));
         assert_eq!(value(&settings, "group.remote.assignor"), None);
     }
 

@@ -1,26 +1,88 @@
 //! Storage in a directory, with fjall.
 //!
-//! A batch has been passed to the operating system when `commit` returns, so it survives `kill -9` of the process. It
-//! is not synced, so a crash of the host can lose it. Only one process can open the directory at a time.
+//! A batch has been passed to the operating system when `commit` returns, so it survives `kill -9` of the process. Whether
+//! it survives a crash of the host depends on [`Durability`]. One process at a time can open the directory.
+//!
+//! A write that fails, because the disk is full or a file operation failed, makes fjall reject all further writes. The
+//! keeper thread then opens the database again as soon as there is space, after it removed from the journal what was not
+//! acknowledged. The contents are the same before and after, so clients of the log notice only failed calls.
 
-use super::{Backing, Space, Visit, Writes};
+mod engine;
+mod errors;
+mod journal;
+mod session;
+
+use super::{Backing, Cut, Persist, Recovered, Space, Visit, Writes};
+use crate::embedded::config::{Config, Durability};
+use crate::embedded::format;
 use crate::{Error, Result};
 use bytes::Bytes;
-use fjall::config::{FilterPolicy, PartitioningPolicy};
-use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
-use std::path::Path;
+use engine::{Engine, OpenError, WriteError};
+use errors::{FIX_DISK, FREE_SPACE, Failure, io_failure, io_refused, locked, open_error};
+use fjall::{LsmError, PersistMode, Readable};
+use session::Session;
+use std::fs::{OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
 
-/// Blocks are large, few, and read in order.
-const RECORDS_MEMTABLE_BYTES: u64 = 24 * 1024 * 1024;
-const META_MEMTABLE_BYTES: u64 = 8 * 1024 * 1024;
-/// Maximum size of the journal, which the next start replays: the minimum that fjall accepts.
-const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// How often the keeper checks the database and the free space.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// The free space is also checked after this many bytes of writes.
+const CHECK_BYTES: u64 = 8 * 1024 * 1024;
+/// How long the keeper waits for running reads before it tries to open the database again later.
+const READS_LIMIT: Duration = Duration::from_secs(2);
+/// Free space without which a failed database is not opened again: for the copy of a journal and the next flush.
+const WORK_BYTES: u64 = 96 * 1024 * 1024;
+/// A file of this size is written to find out whether the disk accepts writes.
+const PROBE_BYTES: usize = 64 * 1024;
+
+/// Whether batches are accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Health {
+    Writable,
+    /// Less free space than the reserve: only batches that may use it are accepted.
+    LowSpace(Failure),
+    /// The database accepts no writes, or is closed, until it is opened again.
+    Failed(Failure),
+}
+
+struct Shared {
+    dir: PathBuf,
+    cache_bytes: u64,
+    reserve_bytes: u64,
+    durability: Durability,
+    recovered: Recovered,
+    /// `None` while the database is being opened again.
+    engine: RwLock<Option<Arc<Engine>>>,
+    /// Held while a batch is written, so that none is written to a journal that is being replaced.
+    writing: Mutex<()>,
+    health: Mutex<Health>,
+    is_writable: AtomicBool,
+    /// All acknowledged batches have lower sequence numbers, all later ones do not.
+    acknowledged_below: AtomicU64,
+    /// A write of the journal failed, so it may contain batches that were not acknowledged.
+    journal_failed: AtomicBool,
+    /// Whether there are batches that no sync covers.
+    unsynced: AtomicBool,
+    unchecked_bytes: AtomicU64,
+    stop: (Mutex<bool>, Condvar),
+}
 
 /// A fjall database with one fjall keyspace for each keyspace of the log.
 pub(in crate::embedded) struct DiskBacking {
-    db: Database,
-    records: Keyspace,
-    meta: Keyspace,
+    shared: Arc<Shared>,
+    session: Session,
+    has_begun: AtomicBool,
+    keeper: Option<JoinHandle<()>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn failed(attempted: &'static str) -> impl FnOnce(fjall::Error) -> Error {
@@ -30,77 +92,404 @@ fn failed(attempted: &'static str) -> impl FnOnce(fjall::Error) -> Error {
     }
 }
 
+/// Removes what an interrupted creation left: fjall neither opens it nor creates it again. The version file is written
+/// after the first journal and before anything else, so there is no data.
+fn remove_unfinished_creation(dir: &Path) -> io::Result<()> {
+    let (version, journal) = (dir.join("version"), dir.join("0.jnl"));
+    let is_created = std::fs::metadata(&version).is_ok_and(|file| file.len() > 0);
+    let has_tables = std::fs::read_dir(dir.join("keyspaces")).is_ok_and(|mut entries| entries.next().is_some());
+    if is_created || has_tables || !journal::are_empty(dir)? {
+        return Ok(());
+    }
+    for file in [version, journal] {
+        if file.exists() {
+            std::fs::remove_file(file)?;
+        }
+    }
+    Ok(())
+}
+
+/// Repairs the journals while no other process has opened the directory.
+fn prepare(dir: &Path) -> Result<Option<Cut>> {
+    let refused = |source: io::Error| io_refused(dir, &source);
+    std::fs::create_dir_all(dir).map_err(refused)?;
+    // This is the lock file of fjall, which locks it again when it opens the directory.
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).read(true).write(true);
+    let lock = options.open(dir.join("lock")).map_err(refused)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(locked(dir)),
+        Err(TryLockError::Error(source)) => return Err(refused(source)),
+    }
+    remove_unfinished_creation(dir).map_err(refused)?;
+    let cut = journal::repair(dir);
+    lock.unlock().map_err(refused)?;
+    cut
+}
+
 impl DiskBacking {
-    /// Opens or creates the directory.
+    /// Opens or creates the directory. Cuts damaged ends of journals.
     ///
     /// # Errors
-    /// [`Error::Refused`] if another process has opened it.
-    pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self> {
-        let opened = Database::builder(dir)
-            .cache_size(cache_bytes)
-            .max_journaling_size(JOURNAL_BYTES_MAX)
-            .journal_compression(CompressionType::None)
-            .open();
-        let db = match opened {
-            Ok(db) => db,
-            Err(fjall::Error::Locked) => {
-                return Err(Error::Refused {
-                    attempted: format!("open the embedded log in {}", dir.display()),
-                    reason: "another process has opened it; stop that process or choose another directory".to_owned(),
-                });
-            }
-            Err(other) => return Err(failed("open the directory")(other)),
+    /// [`Error::Refused`] if another process has opened it or files cannot be written; [`Error::Corrupt`] if files are
+    /// damaged that cannot be cut.
+    pub fn open(dir: &Path, config: &Config) -> Result<Self> {
+        let cut = prepare(dir)?;
+        let last = Session::read(dir);
+        let engine = Engine::open(dir, config.store_cache_bytes).map_err(|error| open_error(dir, error))?;
+        let stored = engine.get(Space::Meta, format::SESSION);
+        let stored = stored.map_err(|error| open_error(dir, OpenError::Fjall(error)))?;
+        let stored = stored.map_or(Ok(Vec::new()), |value| format::decode_session(&value))?;
+        let session = Session::begin(config.durability);
+        let lost = match &last {
+            Some(last) => last.possible_loss(&session, &stored),
+            None if stored.is_empty() => None,
+            None => Some("the file session.json is missing or damaged"),
         };
-        // An existing keyspace keeps the options that it was created with.
-        //
-        // By default fjall stores the index of a table in one block of up to a megabyte. In a log of many small batches
-        // the indexes exceed the block cache, and each lookup of a position reads a whole index: 115 kB per fetch from
-        // 4 GB of 300-byte batches, against 12 kB with partitioned indexes of about 4 kB. Tables of the first level are
-        // small, so their indexes are not partitioned and remain in the cache.
-        let options = || {
-            KeyspaceCreateOptions::default()
-                .filter_policy(FilterPolicy::disabled())
-                .index_block_partitioning_policy(PartitioningPolicy::all(true))
+        let damaged = cut.as_ref().is_some_and(|cut| !cut.is_unfinished_write);
+        let recovered = Recovered {
+            lost: lost.or(damaged.then_some("a journal was damaged")),
+            cut,
         };
-        let records = db
-            .keyspace("records", || options().max_memtable_size(RECORDS_MEMTABLE_BYTES))
-            .map_err(failed("open the records"))?;
-        let meta = db
-            .keyspace("meta", || options().max_memtable_size(META_MEMTABLE_BYTES))
-            .map_err(failed("open the metadata"))?;
-        Ok(DiskBacking { db, records, meta })
+        let shared = Arc::new(Shared {
+            dir: dir.to_owned(),
+            cache_bytes: config.store_cache_bytes,
+            reserve_bytes: config.reserve_bytes,
+            durability: config.durability,
+            recovered,
+            acknowledged_below: AtomicU64::new(engine.db.seqno()),
+            engine: RwLock::new(Some(Arc::new(engine))),
+            writing: Mutex::default(),
+            health: Mutex::new(Health::Writable),
+            is_writable: AtomicBool::new(true),
+            journal_failed: AtomicBool::new(false),
+            unsynced: AtomicBool::new(false),
+            unchecked_bytes: AtomicU64::new(CHECK_BYTES),
+            stop: (Mutex::new(false), Condvar::new()),
+        });
+        let keeper = shared.clone();
+        let thread = std::thread::Builder::new().name("log-disk".to_owned());
+        let keeper = thread
+            .spawn(move || keeper.keep())
+            .map_err(|source| io_refused(dir, &source))?;
+        Ok(DiskBacking {
+            shared,
+            session,
+            has_begun: AtomicBool::new(false),
+            keeper: Some(keeper),
+        })
     }
 
-    fn space(&self, space: Space) -> &Keyspace {
-        match space {
-            Space::Records => &self.records,
-            Space::Meta => &self.meta,
+    /// Stores a session's id, then its file. `before` is the session whose file is replaced.
+    fn write_session(&self, session: &Session, before: Option<&Session>) -> Result<()> {
+        let mut writes = Writes::default();
+        let ids: Vec<_> = [Some(session), before]
+            .into_iter()
+            .flatten()
+            .map(|session| session.id)
+            .collect();
+        writes.put(Space::Meta, format::SESSION, format::encode_session(&ids));
+        writes.use_reserve();
+        self.shared.commit(&writes, Persist::Sync)?;
+        session
+            .write(&self.shared.dir)
+            .map_err(|source| io_refused(&self.shared.dir, &source))
+    }
+}
+
+impl Drop for DiskBacking {
+    fn drop(&mut self) {
+        let (stop, wake) = &self.shared.stop;
+        *lock(stop) = true;
+        wake.notify_all();
+        if let Some(keeper) = self.keeper.take() {
+            // A panic of the thread was reported when it happened.
+            drop(keeper.join());
+        }
+        if !self.has_begun.load(Ordering::Acquire) {
+            // What the last session may have lost is found again by the next opening.
+            return;
+        }
+        let closed = Session {
+            id: Uuid::new_v4(),
+            is_closed: true,
+            ..self.session.clone()
+        };
+        if let Err(error) = self.write_session(&closed, Some(&self.session)) {
+            tracing::warn!(error = %error, "embedded log could not be marked as closed");
         }
     }
 }
 
-impl Backing for DiskBacking {
-    fn commit(&self, writes: &Writes) -> Result<()> {
-        let mut batch = self.db.batch().durability(Some(PersistMode::Buffer));
-        for write in &writes.0 {
-            let key = write.key.as_slice();
-            match &write.value {
-                Some(value) => batch.insert(self.space(write.space), key, value.clone()),
-                None => batch.remove(self.space(write.space), key),
+impl Shared {
+    fn engine(&self, attempted: &'static str) -> Result<Arc<Engine>> {
+        let engine = self.engine.read().unwrap_or_else(PoisonError::into_inner).clone();
+        engine.ok_or_else(|| match &*lock(&self.health) {
+            Health::LowSpace(failure) | Health::Failed(failure) => self.unavailable(attempted, failure),
+            Health::Writable => self.unavailable(attempted, &reopening()),
+        })
+    }
+
+    fn unavailable(&self, attempted: &'static str, failure: &Failure) -> Error {
+        Error::StorageUnavailable {
+            attempted,
+            dir: self.dir.clone(),
+            cause: failure.cause.clone(),
+            fix: failure.fix,
+        }
+    }
+
+    fn set(&self, health: Health) {
+        let mut current = lock(&self.health);
+        // The cause alone changes often: it has the free space.
+        if std::mem::discriminant(&*current) != std::mem::discriminant(&health) {
+            match &health {
+                Health::Writable => tracing::info!(dir = %self.dir.display(), "embedded log accepts writes again"),
+                Health::LowSpace(Failure { cause, fix }) | Health::Failed(Failure { cause, fix }) => {
+                    tracing::error!(dir = %self.dir.display(), cause, fix, "embedded log cannot write");
+                }
             }
         }
-        batch.commit().map_err(failed("write a batch"))
+        self.is_writable.store(health == Health::Writable, Ordering::Release);
+        *current = health;
+    }
+
+    /// Fails if a batch is not accepted now.
+    fn check_health(&self, uses_reserve: bool) -> Result<()> {
+        if self.is_writable.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        match &*lock(&self.health) {
+            Health::Writable => Ok(()),
+            Health::LowSpace(_) if uses_reserve => Ok(()),
+            Health::LowSpace(failure) | Health::Failed(failure) => Err(self.unavailable("write a batch", failure)),
+        }
+    }
+
+    fn commit(&self, writes: &Writes, persist: Persist) -> Result<()> {
+        let bytes = writes.byte_len();
+        if self.unchecked_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes >= CHECK_BYTES {
+            self.unchecked_bytes.store(0, Ordering::Relaxed);
+            self.check_space();
+        }
+        // First without the lock, which is held while the database is opened again.
+        self.check_health(writes.uses_reserve)?;
+        let _writing = lock(&self.writing);
+        self.check_health(writes.uses_reserve)?;
+        let engine = self.engine("write a batch")?;
+        let mode = match persist {
+            Persist::Buffer => PersistMode::Buffer,
+            Persist::Sync => PersistMode::SyncData,
+        };
+        match engine.write(writes, mode) {
+            Ok(()) => {
+                self.acknowledged_below.store(engine.db.seqno(), Ordering::Release);
+                self.unsynced.fetch_or(persist == Persist::Buffer, Ordering::AcqRel);
+                Ok(())
+            }
+            Err(error) => {
+                self.journal_failed.store(true, Ordering::Release);
+                let failure = self.failure(&error);
+                let error = self.unavailable("write a batch", &failure);
+                self.set(Health::Failed(failure));
+                Err(error)
+            }
+        }
+    }
+
+    /// Finds the cause of an error. fjall reports `Poisoned` after its worker has failed, most often because the disk is
+    /// full, and then writing a file still fails.
+    fn failure(&self, error: &WriteError) -> Failure {
+        let cause = match error {
+            WriteError::Fjall(fjall::Error::Io(source) | fjall::Error::Storage(LsmError::Io(source))) => {
+                return io_failure(source);
+            }
+            WriteError::Fjall(fjall::Error::Poisoned) => match self.probe() {
+                Err(source) => return io_failure(&source),
+                // What the worker could not write was removed, so there is some space again.
+                Ok(()) => match self.space_failure(WORK_BYTES) {
+                    Some(failure) => return failure,
+                    None => "a background write failed".to_owned(),
+                },
+            },
+            WriteError::Fjall(error) => error.to_string(),
+            WriteError::NoProgress(text) => text.clone(),
+        };
+        Failure { cause, fix: FIX_DISK }
+    }
+
+    fn probe(&self) -> io::Result<()> {
+        let file = self.dir.join("probe");
+        let written = std::fs::write(&file, vec![1; PROBE_BYTES]);
+        let written = written.and_then(|()| OpenOptions::new().write(true).open(&file)?.sync_data());
+        let removed = std::fs::remove_file(&file);
+        written.and(removed)
+    }
+
+    /// Returns why there is too little space, if there is less than this.
+    fn space_failure(&self, least_bytes: u64) -> Option<Failure> {
+        let found = rustix::fs::statvfs(&self.dir);
+        let free = match found {
+            // A file system without a size, such as an unlimited tmpfs.
+            Ok(found) if found.f_blocks == 0 => return None,
+            Ok(found) => found.f_bavail.saturating_mul(found.f_frsize),
+            Err(source) => return Some(io_failure(&source.into())),
+        };
+        (free < least_bytes).then(|| Failure {
+            cause: format!(
+                "the disk has {} MiB of free space left, less than the {} MiB that are needed",
+                free >> 20,
+                least_bytes >> 20
+            ),
+            fix: FREE_SPACE,
+        })
+    }
+
+    fn check_space(&self) {
+        let failed = matches!(&*lock(&self.health), Health::Failed(_));
+        if !failed {
+            self.set(
+                self.space_failure(self.reserve_bytes)
+                    .map_or(Health::Writable, Health::LowSpace),
+            );
+        }
+    }
+
+    /// Runs the keeper thread until the log is closed.
+    fn keep(&self) {
+        let interval = match self.durability {
+            Durability::Interval(interval) => interval.clamp(Duration::from_millis(1), CHECK_INTERVAL),
+            Durability::Os | Durability::Commit => CHECK_INTERVAL,
+        };
+        let mut synced = Instant::now();
+        let (stop, wake) = &self.stop;
+        loop {
+            let stopped = wake.wait_timeout_while(lock(stop), interval, |stop| !*stop);
+            if *stopped.unwrap_or_else(PoisonError::into_inner).0 {
+                return;
+            }
+            self.check_space();
+            let due = matches!(self.durability, Durability::Interval(interval) if synced.elapsed() >= interval);
+            let failed = matches!(&*lock(&self.health), Health::Failed(_));
+            if failed {
+                self.reopen();
+            } else if let Err(error) = self.engine("check the store").and_then(|engine| self.check(&engine)) {
+                tracing::debug!(%error, "embedded log failed in the background");
+            } else if due && self.unsynced.swap(false, Ordering::AcqRel) {
+                synced = Instant::now();
+                self.sync_in_background();
+            }
+        }
+    }
+
+    fn check(&self, engine: &Engine) -> Result<()> {
+        engine.check().map_err(|error| {
+            let failure = self.failure(&WriteError::Fjall(error));
+            let error = self.unavailable("check the store", &failure);
+            self.set(Health::Failed(failure));
+            error
+        })
+    }
+
+    /// Syncs the journal without fjall's lock, so that writers do not wait.
+    fn sync_in_background(&self) {
+        if let Err(source) = journal::sync_newest(&self.dir) {
+            // The system may have dropped pages that it could not write. They are written again from a copy.
+            self.unsynced.store(true, Ordering::Release);
+            self.journal_failed.store(true, Ordering::Release);
+            self.set(Health::Failed(io_failure(&source)));
+        }
+    }
+
+    /// Opens the database again if the disk accepts writes.
+    fn reopen(&self) {
+        if let Some(failure) = self.space_failure(self.reserve_bytes.max(WORK_BYTES)) {
+            return self.set(Health::Failed(failure));
+        }
+        if let Err(source) = self.probe() {
+            return self.set(Health::Failed(io_failure(&source)));
+        }
+        let _writing = lock(&self.writing);
+        if self.journal_failed.load(Ordering::Acquire) {
+            // Before the database is closed: it still answers reads if there is no space for the copy. What it writes to
+            // the old file when it is closed has no effect.
+            let below = self.acknowledged_below.load(Ordering::Acquire);
+            if let Err(source) = journal::cut_unacknowledged(&self.dir, below) {
+                return self.set(Health::Failed(io_failure(&source)));
+            }
+        }
+        if !self.close_engine() {
+            return;
+        }
+        self.journal_failed.store(false, Ordering::Release);
+        match Engine::open(&self.dir, self.cache_bytes) {
+            Ok(engine) => {
+                self.acknowledged_below.store(engine.db.seqno(), Ordering::Release);
+                *self.engine.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(engine));
+                self.set(Health::Writable);
+            }
+            Err(error) => {
+                let cause = open_error(&self.dir, error).to_string();
+                self.set(Health::Failed(Failure { cause, fix: FIX_DISK }));
+            }
+        }
+    }
+
+    /// Closes the database. Returns false if reads do not end; a later call tries again.
+    fn close_engine(&self) -> bool {
+        let taken = self.engine.write().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut engine) = taken else {
+            return true;
+        };
+        let until = Instant::now() + READS_LIMIT;
+        loop {
+            match Arc::try_unwrap(engine) {
+                Ok(engine) => {
+                    drop(engine);
+                    return true;
+                }
+                Err(shared) if Instant::now() < until => engine = shared,
+                Err(shared) => {
+                    *self.engine.write().unwrap_or_else(PoisonError::into_inner) = Some(shared);
+                    return false;
+                }
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn reopening() -> Failure {
+    Failure {
+        cause: "the store is being opened again".to_owned(),
+        fix: "retry",
+    }
+}
+
+impl Backing for DiskBacking {
+    fn commit(&self, writes: &Writes, persist: Persist) -> Result<()> {
+        self.shared.commit(writes, persist)
+    }
+
+    fn sync(&self) -> Result<()> {
+        let engine = self.shared.engine("sync the store")?;
+        engine
+            .db
+            .persist(PersistMode::SyncData)
+            .map_err(failed("sync the store"))
     }
 
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>> {
-        let found = self.space(space).get(key).map_err(failed("read a key"))?;
-        Ok(found.map(Bytes::from))
+        let engine = self.shared.engine("read a key")?;
+        engine.get(space, key).map_err(failed("read a key"))
     }
 
     fn scan(&self, space: Space, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()> {
-        // Without a snapshot, fjall's iterator sees a concurrent batch item by item as it reaches the memtable. It
-        // would miss blocks that are merged into a block that it has already passed.
-        for guard in self.db.snapshot().range(self.space(space), from..to) {
+        let engine = self.shared.engine("read a range")?;
+        // Without a snapshot, fjall's iterator sees a concurrent batch item by item as it reaches the memtable. It would miss
+        // blocks that are merged into one that it has already passed.
+        for guard in engine.db.snapshot().range(engine.space(space), from..to) {
             let (key, value) = guard.into_inner().map_err(failed("read a range"))?;
             if visit(&key, Bytes::from(value)).is_break() {
                 break;
@@ -110,57 +499,32 @@ impl Backing for DiskBacking {
     }
 
     fn last(&self, space: Space, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Bytes)>> {
-        let Some(guard) = self.db.snapshot().range(self.space(space), from..=to).next_back() else {
+        let engine = self.shared.engine("read the last key of a range")?;
+        let Some(guard) = engine.db.snapshot().range(engine.space(space), from..=to).next_back() else {
             return Ok(None);
         };
         let (key, value) = guard.into_inner().map_err(failed("read the last key of a range"))?;
         Ok(Some((key.to_vec(), Bytes::from(value))))
     }
+
+    fn recovered(&self) -> Recovered {
+        self.shared.recovered.clone()
+    }
+
+    fn begin_session(&self) -> Result<()> {
+        let before = Session::read(&self.shared.dir);
+        self.write_session(&self.session, before.as_ref())?;
+        self.has_begun.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        match &*lock(&self.shared.health) {
+            Health::Writable => Ok(()),
+            Health::LowSpace(failure) | Health::Failed(failure) => Err(self.shared.unavailable("write", failure)),
+        }
+    }
 }
 
 #[cfg(test)]
-#[cfg(target_os = "linux")]
-mod tests {
-    use super::*;
-    use std::ops::ControlFlow;
-
-    const BLOCKS: u64 = 100_000;
-
-    /// Returns the bytes that this thread has read from files, including the page cache.
-    fn bytes_read() -> u64 {
-        let text = std::fs::read_to_string("/proc/thread-self/io").expect("read the counters of the thread");
-        let count = text.lines().find_map(|line| line.strip_prefix("rchar:"));
-        let count = count.expect("the counters contain rchar");
-        count.trim().parse().expect("rchar is a number")
-    }
-
-    #[test]
-    fn fetch_of_old_records_reads_no_whole_index() {
-        const FETCHES: u64 = 200;
-        let dir = tempfile::tempdir().unwrap();
-        // Smaller than the table's index of 200 kB.
-        let backing = DiskBacking::open(dir.path(), 64 * 1024).unwrap();
-        let mut table = backing.records.start_ingestion().unwrap();
-        for base in 0..BLOCKS {
-            let block = base.to_be_bytes().repeat(50);
-            table.write(base.to_be_bytes(), block).unwrap();
-        }
-        table.finish().unwrap();
-        let before = bytes_read();
-        for fetch in 0..FETCHES {
-            let from = (fetch * 7_368_787 % BLOCKS).to_be_bytes();
-            let (key, _) = backing.last(Space::Records, &[0; 8], &from).unwrap().unwrap();
-            assert_eq!(key, from);
-            let mut first = None;
-            let mut visit = |key: &[u8], _| {
-                first = Some(key.to_vec());
-                ControlFlow::Break(())
-            };
-            backing.scan(Space::Records, &from, &[u8::MAX; 8], &mut visit).unwrap();
-            assert_eq!(first.as_deref(), Some(from.as_slice()));
-        }
-        // Two lookups, each reading one index block and one data block of about 4 kB.
-        let bytes = (bytes_read() - before) / FETCHES;
-        assert!(bytes < 32 * 1024, "a fetch reads {bytes} bytes");
-    }
-}
+mod tests;

@@ -3,7 +3,7 @@
 //! A seed determines which commits fail, and which of the failed commits are written nevertheless. A simulated crash of
 //! the host keeps a prefix of the batches, because a real host loses what it has not yet written to disk.
 
-use super::{Backing, MemoryBacking, Space, Visit, Writes};
+use super::{Backing, MemoryBacking, Persist, Recovered, Space, Visit, Writes};
 use crate::{Error, Result};
 use bytes::Bytes;
 use std::ops::ControlFlow;
@@ -21,6 +21,10 @@ struct Inside {
     store: MemoryBacking,
     /// All batches that were written, in order.
     history: Vec<Writes>,
+    /// Number of batches that a crash of the host cannot lose.
+    synced: usize,
+    /// Whether the last crash lost batches.
+    lost: bool,
     dice: Dice,
     /// Number of further reads that will fail.
     mute: u32,
@@ -80,13 +84,23 @@ impl Faulty {
         Ok(first)
     }
 
+    /// Returns the number of batches that a crash of the host cannot lose.
+    pub fn synced(&self) -> usize {
+        self.inside().synced
+    }
+
     /// Simulates a crash of the host that keeps this number of batches.
     pub fn crash(&self, kept: usize) {
         let mut inside = self.inside();
+        inside.lost = kept < inside.history.len();
+        inside.synced = inside.synced.min(kept);
         inside.history.truncate(kept);
         inside.store = MemoryBacking::default();
         for writes in &inside.history {
-            inside.store.commit(writes).expect("memory never fails");
+            inside
+                .store
+                .commit(writes, Persist::Buffer)
+                .expect("memory never fails");
         }
     }
 }
@@ -101,13 +115,16 @@ impl Dice {
 }
 
 impl Backing for Faulty {
-    fn commit(&self, writes: &Writes) -> Result<()> {
+    fn commit(&self, writes: &Writes, persist: Persist) -> Result<()> {
         let mut inside = self.inside();
         let fails = inside.dice.wrong > 0 && inside.dice.roll() % 1_000 < inside.dice.wrong;
         let is_written = !fails || inside.dice.roll().is_multiple_of(2);
         if is_written {
-            inside.store.commit(writes)?;
+            inside.store.commit(writes, persist)?;
             inside.history.push(writes.clone());
+        }
+        if persist == Persist::Sync && !fails {
+            inside.synced = inside.history.len();
         }
         if inside.dice.wrong == u64::MAX {
             inside.dice.wrong = 0;
@@ -116,6 +133,25 @@ impl Backing for Faulty {
             true => Err(failed("write a batch")),
             false => Ok(()),
         }
+    }
+
+    fn sync(&self) -> Result<()> {
+        let mut inside = self.inside();
+        if inside.dice.wrong > 0 && inside.dice.roll() % 1_000 < inside.dice.wrong {
+            return Err(failed("sync"));
+        }
+        inside.synced = inside.history.len();
+        Ok(())
+    }
+
+    fn recovered(&self) -> Recovered {
+        let lost = self.inside().lost.then_some("the host crashed");
+        Recovered { lost, cut: None }
+    }
+
+    fn begin_session(&self) -> Result<()> {
+        self.inside().lost = false;
+        Ok(())
     }
 
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>> {

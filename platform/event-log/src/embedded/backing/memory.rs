@@ -1,6 +1,6 @@
 //! Storage in memory, for tests and simulations.
 
-use super::{Backing, Space, Visit, Writes};
+use super::{Backing, Persist, Space, Visit, Writes};
 use crate::Result;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -21,9 +21,9 @@ fn map(maps: &(Map, Map), space: Space) -> &Map {
 }
 
 impl Backing for MemoryBacking {
-    fn commit(&self, writes: &Writes) -> Result<()> {
+    fn commit(&self, writes: &Writes, _: Persist) -> Result<()> {
         let mut maps = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        for write in &writes.0 {
+        for write in &writes.all {
             let map = match write.space {
                 Space::Records => &mut maps.0,
                 Space::Meta => &mut maps.1,
@@ -33,6 +33,10 @@ impl Backing for MemoryBacking {
                 None => map.remove(&write.key),
             };
         }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
         Ok(())
     }
 

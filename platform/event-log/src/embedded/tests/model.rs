@@ -2,10 +2,10 @@
 //! compared with a model. The seed determines the order of operations, which writes fail, which of the failed writes
 //! are stored nevertheless, and what a crash loses.
 //!
-//! The following is checked: the newest committed record of each key is present; every record read was written, and
-//! every missing one was superseded below the end of a cleaning pass or is an expired tombstone; what a pass must
-//! remove is removed; offsets are reused only after a crash lost them; sizes match the storage; a group has the offset
-//! of its last commit. A failure prints its seed and the command to repeat it.
+//! Checked: the newest committed record of each key is present; every record read was written, and every missing one was
+//! superseded below the end of a cleaning pass or is an expired tombstone; what a pass must remove is removed; offsets
+//! are reused only after a crash lost them, under a new epoch; sizes match the storage; a group has the offset of its last commit. A failure
+//! prints its seed and the command to repeat it.
 
 use super::compaction::{keyed, seen};
 use super::*;
@@ -134,6 +134,7 @@ impl Run {
             - usize::try_from(self.random.below(8))
                 .expect("small")
                 .min(written - self.offsets[0].0);
+        let epoch = self.hand.log.log_epoch().expect("epoch");
         self.hand.store.inner.crash(kept);
         self.written.retain(|_, record| record.since.0 <= kept);
         for record in self.written.values_mut() {
@@ -146,6 +147,13 @@ impl Run {
         (self.cleaned.1, self.end) = (0, 0);
         *slow = Slow::new();
         self.reopen();
+        let changed = self.hand.log.log_epoch().expect("epoch") != epoch;
+        assert_eq!(
+            changed,
+            kept < written,
+            "seed {}: offsets may be assigned again",
+            self.seed
+        );
     }
 
     fn decide(&mut self, producer: usize, fate: Fate) {

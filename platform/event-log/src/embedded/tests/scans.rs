@@ -26,7 +26,7 @@ fn put_all(backing: &dyn Backing, keys: &[(u8, &'static str)]) {
     for (key, value) in keys {
         writes.put(Space::Records, [*key], *value);
     }
-    backing.commit(&writes).expect("commit");
+    backing.commit(&writes, Persist::Buffer).expect("commit");
 }
 
 /// Commits a merge: the new bytes of the first block, the removal of the other merged blocks, and a block appended by
@@ -36,7 +36,7 @@ fn merge_all(backing: &dyn Backing) {
     writes.put(Space::Records, [1], "all");
     (2..=8).for_each(|key| writes.remove(Space::Records, [key]));
     writes.put(Space::Records, [9], "new");
-    backing.commit(&writes).expect("commit");
+    backing.commit(&writes, Persist::Buffer).expect("commit");
 }
 
 fn check_scans_one_moment(open: &dyn Fn(usize) -> Box<dyn Backing>) {
@@ -61,7 +61,7 @@ fn scan_on_disk_shows_one_moment_while_a_batch_is_committed() {
     let dir = tempfile::tempdir().expect("a directory");
     check_scans_one_moment(&|at| {
         let dir = dir.path().join(at.to_string());
-        Box::new(DiskBacking::open(&dir, 1 << 20).expect("open"))
+        Box::new(DiskBacking::open(&dir, &Config::new(None, Arc::new(|| 0))).expect("open"))
     });
 }
 
@@ -161,7 +161,7 @@ fn missing_block_is_an_error_after_the_records_before_it() {
     let mut writes = Writes::default();
     writes.remove(Space::Records, format::block_key(id, 1));
     writes.remove(Space::Records, format::block_key(id, 2));
-    hand.store.commit(&writes).expect("remove");
+    hand.store.commit(&writes, Persist::Buffer).expect("remove");
     hand.reopen_log();
     let mut reader = hand.log.reader(Isolation::ReadCommitted).expect("reader");
     reader.assign(&[(at.clone(), StartFrom::Earliest)]).expect("assign");

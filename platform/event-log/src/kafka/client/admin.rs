@@ -11,7 +11,7 @@ use super::{ClientError, Code, Handle, Queue, c, millis, owned, text};
 use crate::{Isolation, Offset};
 use c::rd_kafka_admin_op_t as Api;
 use std::collections::BTreeMap;
-use std::ffi::c_char;
+use std::ffi::{CStr, c_char};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::time::Duration;
@@ -173,10 +173,12 @@ impl Admin<'_> {
         let name = owned(topic);
         // SAFETY: we own the object, which the request copies, and free it after the request; the result is copied.
         let results = unsafe {
-            let mut raw = c::rd_kafka_DeleteTopic_new(name.as_ptr());
+            let mut request = Owned {
+                raw: c::rd_kafka_DeleteTopic_new(name.as_ptr()),
+                free: c::rd_kafka_DeleteTopic_destroy,
+            };
             let send = |rk, options: Options, queue| {
-                c::rd_kafka_DeleteTopics(rk, &mut raw, 1, options, queue);
-                c::rd_kafka_DeleteTopic_destroy(raw);
+                c::rd_kafka_DeleteTopics(rk, &mut request.raw, 1, options, queue);
                 Ok(())
             };
             self.ask(Api::RD_KAFKA_ADMIN_OP_DELETETOPICS, send, |answer| {
@@ -194,10 +196,12 @@ impl Admin<'_> {
         // SAFETY: we own the collection, which the request copies, and free it after the request; the result is copied.
         unsafe {
             let mut names = [name.as_ptr()];
-            let collection = c::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len());
+            let collection = Owned {
+                raw: c::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len()),
+                free: c::rd_kafka_TopicCollection_destroy,
+            };
             let send = |rk, options: Options, queue| {
-                c::rd_kafka_DescribeTopics(rk, collection, options, queue);
-                c::rd_kafka_TopicCollection_destroy(collection);
+                c::rd_kafka_DescribeTopics(rk, collection.raw, options, queue);
                 Ok(())
             };
             self.ask(Api::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, send, |answer| {
@@ -217,11 +221,9 @@ impl Admin<'_> {
         let name = owned(topic);
         // SAFETY: we own the resource, which the request copies, and free it after the request; the result is copied.
         unsafe {
-            let mut resource =
-                c::rd_kafka_ConfigResource_new(c::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, name.as_ptr());
+            let mut resource = topic_resource(&name);
             let send = |rk, options: Options, queue| {
-                c::rd_kafka_DescribeConfigs(rk, &mut resource, 1, options, queue);
-                c::rd_kafka_ConfigResource_destroy(resource);
+                c::rd_kafka_DescribeConfigs(rk, &mut resource.raw, 1, options, queue);
                 Ok(())
             };
             self.ask(Api::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS, send, |answer| {
@@ -249,23 +251,19 @@ impl Admin<'_> {
         let name = owned(topic);
         // SAFETY: as in `settings`; we own the error objects.
         unsafe {
-            let mut resource =
-                c::rd_kafka_ConfigResource_new(c::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, name.as_ptr());
-            let filled = settings.iter().try_for_each(|(name, value)| {
+            let mut resource = topic_resource(&name);
+            settings.iter().try_for_each(|(name, value)| {
                 let (name, value) = (owned(name), owned(value));
                 ClientError::from_owned(c::rd_kafka_ConfigResource_add_incremental_config(
-                    resource,
+                    resource.raw,
                     name.as_ptr(),
                     c::rd_kafka_AlterConfigOpType_t::RD_KAFKA_ALTER_CONFIG_OP_TYPE_SET,
                     value.as_ptr(),
                 ))
-            });
+            })?;
             let send = |rk, options: Options, queue| {
-                if filled.is_ok() {
-                    c::rd_kafka_IncrementalAlterConfigs(rk, &mut resource, 1, options, queue);
-                }
-                c::rd_kafka_ConfigResource_destroy(resource);
-                filled
+                c::rd_kafka_IncrementalAlterConfigs(rk, &mut resource.raw, 1, options, queue);
+                Ok(())
             };
             self.ask(Api::RD_KAFKA_ADMIN_OP_INCREMENTALALTERCONFIGS, send, |answer| {
                 let mut count = 0;
@@ -376,17 +374,17 @@ impl Admin<'_> {
         // SAFETY: we own the request object, which the call copies, and free it after the call; the result is copied.
         unsafe {
             let of = of.map_or(ptr::null_mut(), List::raw);
-            let mut request = c::rd_kafka_ListConsumerGroupOffsets_new(name.as_ptr(), of);
+            let mut request = Owned {
+                raw: c::rd_kafka_ListConsumerGroupOffsets_new(name.as_ptr(), of),
+                free: c::rd_kafka_ListConsumerGroupOffsets_destroy,
+            };
             let send = |rk, options: Options, queue| {
-                let set = ClientError::from_owned(c::rd_kafka_AdminOptions_set_require_stable_offsets(
+                ClientError::from_owned(c::rd_kafka_AdminOptions_set_require_stable_offsets(
                     options,
                     stable.into(),
-                ));
-                if set.is_ok() {
-                    c::rd_kafka_ListConsumerGroupOffsets(rk, &mut request, 1, options, queue);
-                }
-                c::rd_kafka_ListConsumerGroupOffsets_destroy(request);
-                set
+                ))?;
+                c::rd_kafka_ListConsumerGroupOffsets(rk, &mut request.raw, 1, options, queue);
+                Ok(())
             };
             self.ask(Api::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS, send, |answer| {
                 let mut count = 0;
@@ -404,10 +402,12 @@ impl Admin<'_> {
         let name = owned(group);
         // SAFETY: as in `committed`.
         unsafe {
-            let mut request = c::rd_kafka_AlterConsumerGroupOffsets_new(name.as_ptr(), offsets.raw());
+            let mut request = Owned {
+                raw: c::rd_kafka_AlterConsumerGroupOffsets_new(name.as_ptr(), offsets.raw()),
+                free: c::rd_kafka_AlterConsumerGroupOffsets_destroy,
+            };
             let send = |rk, options: Options, queue| {
-                c::rd_kafka_AlterConsumerGroupOffsets(rk, &mut request, 1, options, queue);
-                c::rd_kafka_AlterConsumerGroupOffsets_destroy(request);
+                c::rd_kafka_AlterConsumerGroupOffsets(rk, &mut request.raw, 1, options, queue);
                 Ok(())
             };
             self.ask(Api::RD_KAFKA_ADMIN_OP_ALTERCONSUMERGROUPOFFSETS, send, |answer| {
@@ -475,6 +475,29 @@ const INVALID_OFFSET: Offset = -1001;
 pub const START: Offset = -2;
 /// Special offset of librdkafka: the end of a partition.
 pub const END: Offset = -1;
+
+/// An object of librdkafka that is freed when it is dropped: also if no request is sent, because no broker answers.
+struct Owned<T> {
+    raw: *mut T,
+    free: unsafe extern "C" fn(*mut T),
+}
+
+impl<T> Drop for Owned<T> {
+    fn drop(&mut self) {
+        // SAFETY: we own the object, and `free` is the destructor of its type.
+        unsafe { (self.free)(self.raw) };
+    }
+}
+
+/// A topic whose settings are read or changed.
+fn topic_resource(name: &CStr) -> Owned<c::rd_kafka_ConfigResource_t> {
+    let kind = c::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC;
+    Owned {
+        // SAFETY: librdkafka copies the name.
+        raw: unsafe { c::rd_kafka_ConfigResource_new(kind, name.as_ptr()) },
+        free: c::rd_kafka_ConfigResource_destroy,
+    }
+}
 
 /// Topics to create, freed together.
 struct NewTopics(Vec<*mut c::rd_kafka_NewTopic_t>);

@@ -1,0 +1,190 @@
+//! An open fjall database with one keyspace for each space, and how it waits for its own background work.
+//!
+//! fjall waits in a commit for flushes and compactions, without a limit and without looking whether its worker has failed
+//! (fjall issue 257: after a kill, writes may halt forever). So write buffers are rotated here, and a commit waits here,
+//! for a limited time and while the worker runs, until fjall would not wait. One worker: with two, the first sends
+//! compactions to the second in a loop and uses a whole core meanwhile.
+
+use super::super::{Space, Write, Writes};
+use bytes::Bytes;
+use fjall::config::{FilterPolicy, PartitioningPolicy};
+use fjall::{AbstractTree, CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Write buffers are flushed at this size. Blocks are large, few, and read in order.
+const RECORDS_BUFFER_BYTES: u64 = 24 * 1024 * 1024;
+const META_BUFFER_BYTES: u64 = 8 * 1024 * 1024;
+/// Upper limit of the journal that the next start replays: the minimum that fjall accepts.
+const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// A commit waits while this many write buffers wait for their flush. fjall waits at 4, and one commit may add two: in a
+/// directory of an older version fjall also rotates by itself.
+const SEALED_BUFFERS_MAX: usize = 2;
+/// fjall delays writers at this many overlapping tables of a tree, and a little later halts them.
+const OVERLAPPING_TABLES_MAX: usize = 20;
+/// A commit fails when no flush or compaction makes progress for so long.
+const PROGRESS_LIMIT: Duration = Duration::from_secs(30);
+/// Flushes are requested again after so long without progress: fjall may have lost the request (fjall issue 257).
+const FLUSH_RETRY: Duration = Duration::from_secs(2);
+
+/// An open database.
+pub(super) struct Engine {
+    pub records: Keyspace,
+    pub meta: Keyspace,
+    pub db: Database,
+}
+
+/// Why a directory was not opened.
+pub(super) enum OpenError {
+    Fjall(fjall::Error),
+    /// fjall panics on some damaged files.
+    Panic(String),
+}
+
+/// Why a batch was not written.
+pub(super) enum WriteError {
+    Fjall(fjall::Error),
+    NoProgress(String),
+}
+
+impl From<fjall::Error> for OpenError {
+    fn from(error: fjall::Error) -> Self {
+        OpenError::Fjall(error)
+    }
+}
+
+impl From<fjall::Error> for WriteError {
+    fn from(error: fjall::Error) -> Self {
+        WriteError::Fjall(error)
+    }
+}
+
+/// Counters that change while the worker makes progress.
+#[derive(Debug, PartialEq, Eq)]
+struct Backlog {
+    sealed_buffers: usize,
+    overlapping_tables: usize,
+    compactions: usize,
+}
+
+impl Engine {
+    /// Opens or creates a database.
+    pub fn open(dir: &Path, cache_bytes: u64) -> Result<Engine, OpenError> {
+        let opened = catch_unwind(AssertUnwindSafe(|| Engine::open_or_panic(dir, cache_bytes)));
+        opened.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            Err(OpenError::Panic(text.unwrap_or_else(|| "no message".to_owned())))
+        })
+    }
+
+    fn open_or_panic(dir: &Path, cache_bytes: u64) -> Result<Engine, OpenError> {
+        let db = Database::builder(dir)
+            .cache_size(cache_bytes)
+            .worker_threads(1)
+            .max_journaling_size(JOURNAL_BYTES_MAX)
+            .journal_compression(CompressionType::None)
+            .open()?;
+        // An existing keyspace keeps the options that it was created with.
+        //
+        // By default fjall stores the index of a table in one block of up to a megabyte. In a log of many small batches the
+        // indexes exceed the block cache, and each lookup of a position reads a whole index: 115 kB per fetch from 4 GB of
+        // 300-byte batches, against 12 kB with partitioned indexes of about 4 kB. Tables of the first level are small; their
+        // indexes stay whole and pinned.
+        let options = || {
+            KeyspaceCreateOptions::default()
+                .max_memtable_size(u64::MAX)
+                .filter_policy(FilterPolicy::disabled())
+                .index_block_partitioning_policy(PartitioningPolicy::all(true))
+        };
+        let records = db.keyspace("records", options)?;
+        let meta = db.keyspace("meta", options)?;
+        Ok(Engine { records, meta, db })
+    }
+
+    pub fn space(&self, space: Space) -> &Keyspace {
+        match space {
+            Space::Records => &self.records,
+            Space::Meta => &self.meta,
+        }
+    }
+
+    /// Writes a batch. If it fails, the database accepts no further writes, and the batch is not visible in it; the journal
+    /// may contain it.
+    pub fn write(&self, writes: &Writes, mode: PersistMode) -> Result<(), WriteError> {
+        self.make_room()?;
+        let mut batch = self.db.batch().durability(Some(mode));
+        for Write { space, key, value } in writes.all() {
+            match value {
+                Some(value) => batch.insert(self.space(*space), key.as_slice(), value.clone()),
+                None => batch.remove(self.space(*space), key.as_slice()),
+            }
+        }
+        batch.commit()?;
+        Ok(())
+    }
+
+    /// Fails if the worker has failed or a write was lost: fjall then accepts no further writes.
+    pub fn check(&self) -> fjall::Result<()> {
+        self.db.persist(PersistMode::Buffer)
+    }
+
+    pub fn get(&self, space: Space, key: &[u8]) -> fjall::Result<Option<Bytes>> {
+        Ok(self.space(space).get(key)?.map(Bytes::from))
+    }
+
+    /// Keeps all counts below those at which fjall waits, and starts the flush of large write buffers.
+    fn make_room(&self) -> Result<(), WriteError> {
+        for (space, limit) in [(&self.records, RECORDS_BUFFER_BYTES), (&self.meta, META_BUFFER_BYTES)] {
+            self.wait_while(|| {
+                space.sealed_memtable_count() >= SEALED_BUFFERS_MAX
+                    || space.tree.l0_run_count() >= OVERLAPPING_TABLES_MAX
+            })?;
+            if space.tree.active_memtable().size() >= limit {
+                space.rotate_memtable()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_while(&self, busy: impl Fn() -> bool) -> Result<(), WriteError> {
+        if !busy() {
+            return Ok(());
+        }
+        let (mut since, mut retried, mut before) = (Instant::now(), false, self.backlog());
+        while busy() {
+            self.check()?;
+            let backlog = self.backlog();
+            if backlog != before {
+                (since, retried, before) = (Instant::now(), false, backlog);
+            }
+            if since.elapsed() > PROGRESS_LIMIT {
+                let seconds = PROGRESS_LIMIT.as_secs();
+                return Err(WriteError::NoProgress(format!(
+                    "no flush or compaction made progress for {seconds} s: {before:?}"
+                )));
+            }
+            if since.elapsed() > FLUSH_RETRY && !retried {
+                retried = true;
+                tracing::warn!(backlog = ?before, "flush made no progress, requesting it again");
+                for space in [&self.records, &self.meta] {
+                    if space.sealed_memtable_count() > 0 {
+                        space.rotate_memtable()?;
+                    }
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    fn backlog(&self) -> Backlog {
+        let spaces = || [&self.records, &self.meta].into_iter();
+        Backlog {
+            sealed_buffers: spaces().map(Keyspace::sealed_memtable_count).sum(),
+            overlapping_tables: spaces().map(|space| space.tree.l0_run_count()).sum(),
+            compactions: self.db.compactions_completed(),
+        }
+    }
+}

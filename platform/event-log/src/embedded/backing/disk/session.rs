@@ -1,0 +1,121 @@
+//! A file about the last process that opened the log: whether it closed the log, and on which boot of the host it ran.
+//!
+//! A process that ended without closing the log lost nothing while the host keeps running: its writes are in the page
+//! cache. After another boot they may be lost. The id is also in the store, so that a store that lost the beginning of
+//! the session, or was replaced by another one, is recognized.
+
+use super::journal::sync_directory;
+use crate::embedded::config::Durability;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::Path;
+use uuid::Uuid;
+
+const FILE: &str = "session.json";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The last session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Session {
+    pub id: Uuid,
+    /// Boot of the host; `None` if the system does not tell.
+    pub boot: Option<String>,
+    pub is_closed: bool,
+    /// Whether every acknowledged write was synced.
+    pub syncs_commits: bool,
+}
+
+impl Session {
+    pub fn begin(durability: Durability) -> Session {
+        let boot = std::fs::read_to_string(BOOT_ID).ok();
+        Session {
+            id: Uuid::new_v4(),
+            boot: boot.map(|text| text.trim().to_owned()).filter(|id| !id.is_empty()),
+            is_closed: false,
+            syncs_commits: durability == Durability::Commit,
+        }
+    }
+
+    /// Reads the last session; `None` if there is none or the file is damaged.
+    pub fn read(dir: &Path) -> Option<Session> {
+        serde_json::from_slice(&std::fs::read(dir.join(FILE)).ok()?).ok()
+    }
+
+    pub fn write(&self, dir: &Path) -> io::Result<()> {
+        let (file, new) = (dir.join(FILE), dir.join("session.new"));
+        let mut written = File::create(&new)?;
+        written.write_all(&serde_json::to_vec(self)?)?;
+        written.sync_all()?;
+        std::fs::rename(&new, &file)?;
+        sync_directory(&file)
+    }
+
+    /// Returns why acknowledged writes may be missing in a store that was written by this session.
+    ///
+    /// `stored` are the ids that the store contains: of the session that wrote it last, and of the one before, whose file
+    /// is current if the process died between the two writes.
+    pub fn possible_loss(&self, now: &Session, stored: &[Uuid]) -> Option<&'static str> {
+        if !stored.contains(&self.id) {
+            return Some("the store is older than the last session, or was replaced");
+        }
+        let same_boot = self.boot.is_some() && self.boot == now.boot;
+        match self.is_closed || self.syncs_commits || same_boot {
+            true => None,
+            false => Some("the host was restarted without closing the log, and not every write was synced"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(boot: Option<&str>) -> Session {
+        Session {
+            boot: boot.map(str::to_owned),
+            ..Session::begin(Durability::Os)
+        }
+    }
+
+    #[test]
+    fn writes_may_be_lost_only_by_an_unclosed_session_of_another_boot() {
+        let now = session(Some("b"));
+        let lost = |last: &Session| last.possible_loss(&now, &[last.id]).is_some();
+        assert!(!lost(&session(Some("b"))), "killed");
+        assert!(lost(&session(Some("a"))), "host crashed");
+        assert!(lost(&session(None)), "unknown boot");
+        let closed = Session {
+            is_closed: true,
+            ..session(Some("a"))
+        };
+        assert!(!lost(&closed), "host was restarted in order");
+        let synced = Session {
+            syncs_commits: true,
+            ..session(Some("a"))
+        };
+        assert!(!lost(&synced), "host crashed, every commit was synced");
+    }
+
+    #[test]
+    fn store_without_the_last_session_has_lost_writes() {
+        let last = Session {
+            is_closed: true,
+            ..session(Some("a"))
+        };
+        let (now, other) = (session(Some("a")), Uuid::new_v4());
+        assert!(last.possible_loss(&now, &[other]).is_some());
+        assert!(last.possible_loss(&now, &[other, last.id]).is_none());
+    }
+
+    #[test]
+    fn written_session_is_read_and_damaged_file_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Session::read(dir.path()), None);
+        let written = session(Some("a"));
+        written.write(dir.path()).unwrap();
+        assert_eq!(Session::read(dir.path()), Some(written));
+        std::fs::write(dir.path().join(FILE), "{").unwrap();
+        assert_eq!(Session::read(dir.path()), None);
+    }
+}
