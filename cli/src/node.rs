@@ -23,7 +23,7 @@ use connectors::sources::postgres;
 use context::Context;
 use event_log::{ErrorAction, SharedEventLog};
 use service::admin::{self, Admin, Routes};
-use service::{Component, Drain, Readiness, Tasks, backoff::Backoff, chain, telemetry};
+use service::{AttemptError, Component, Drain, Readiness, RetryPolicy, Tasks, chain, retry_blocking, telemetry};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -130,25 +130,21 @@ fn open_with_retry(
     component: &Component,
     drain: &Drain,
 ) -> Result<Backends> {
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-    loop {
-        match open().and_then(|backends| topics::create(&backends, wiring).map(|()| backends)) {
-            Ok(backends) => {
-                component.ready();
-                return Ok(backends);
+    let backends = retry_blocking(RetryPolicy::START, drain, || {
+        let opened = open().and_then(|backends| topics::create(&backends, wiring).map(|()| backends));
+        opened.map_err(|error| {
+            if !is_retryable(&error) {
+                return AttemptError::Permanent(error);
             }
-            Err(error) if is_retryable(&error) => {
-                let cause = format!("{error:#}");
-                tracing::warn!(%cause, "log or registry unavailable; retrying");
-                component.not_ready(cause, "start the brokers and the registry, or fix their addresses");
-                anyhow::ensure!(
-                    backoff.pause_blocking(drain),
-                    "stopped while waiting for the log and the registry"
-                );
-            }
-            Err(error) => return Err(error),
-        }
-    }
+            let cause = format!("{error:#}");
+            tracing::warn!(%cause, "log or registry unavailable; retrying");
+            component.not_ready(cause, "start the brokers and the registry, or fix their addresses");
+            AttemptError::Temporary
+        })
+    })?;
+    let backends = backends.context("stopped while waiting for the log and the registry")?;
+    component.ready();
+    Ok(backends)
 }
 
 /// Updates the readiness of the log, because a role that waits in a call reports an outage only after its timeout.
@@ -162,16 +158,16 @@ fn watch(log: SharedEventLog, component: Component, tasks: &Tasks) {
                 () = drain.started() => return Ok::<(), anyhow::Error>(()),
                 _ = every.tick() => {}
             }
-            match log.check_reach() {
+            match log.check_reachable() {
                 Ok(()) => component.ready(),
-                Err(error) => component.not_ready(chain(&error), next_command(&error)),
+                Err(error) => component.not_ready(chain(&error), fix(&error)),
             }
         }
     });
 }
 
 /// What an operator does about an error of the log.
-fn next_command(error: &event_log::Error) -> &'static str {
+fn fix(error: &event_log::Error) -> &'static str {
     match error {
         event_log::Error::StorageUnavailable { fix, .. } => fix,
         event_log::Error::Storage { .. } => "restart the process",
@@ -195,8 +191,8 @@ async fn start_roles(plan: Plan, context: &Context, admin: SocketAddr) -> Result
         registry: None,
     };
     let rules = Rules::compile(Arc::new(plan.topology.clone()));
-    let inlets = start_connectors(&plan, context)?;
-    if plan.roles.contains(&Role::Ingest) || !inlets.is_empty() {
+    let handles = start_connectors(&plan, context)?;
+    if plan.roles.contains(&Role::Ingest) || !handles.is_empty() {
         let config = plan.ingest.clone().with_context(|| {
             format!(
                 "node {} has the role ingest or an http connector, but no [ingest] configuration; add [ingest] with \
@@ -204,7 +200,7 @@ async fn start_roles(plan: Plan, context: &Context, admin: SocketAddr) -> Result
                 plan.name
             )
         })?;
-        addresses.ingest = Some(ingest::start(context, &plan.topology, config, inlets).await?);
+        addresses.ingest = Some(ingest::start(context, &plan.topology, config, handles).await?);
     }
     start_processors(&plan, context, &rules);
     if plan.roles.contains(&Role::Edge) {
@@ -214,14 +210,14 @@ async fn start_roles(plan: Plan, context: &Context, admin: SocketAddr) -> Result
                 plan.name
             )
         })?;
-        let parts = edge::Parts {
+        let edge = edge::EdgeContext {
             config,
             log: context.backends.log.clone(),
             view_log: context.names.view_log(),
             memberships: Arc::new(rules),
             clock: context.backends.clock.clone(),
         };
-        addresses.edge = Some(edge::start(parts, &context.tasks, &context.readiness).await?);
+        addresses.edge = Some(edge::start(edge, &context.tasks, &context.readiness).await?);
     }
     if let Some(listener) = plan.registry.filter(|_| plan.roles.contains(&Role::Registry)) {
         addresses.registry = Some(listener.start(&context.tasks, &context.backends.registry)?);
@@ -229,9 +225,12 @@ async fn start_roles(plan: Plan, context: &Context, admin: SocketAddr) -> Result
     Ok(addresses)
 }
 
-/// Starts the connectors and returns the inlets of HTTP sources by topic, named as in the URL of a post.
-fn start_connectors(plan: &Plan, context: &Context) -> Result<BTreeMap<String, connectors::sources::http::Inlet>> {
-    let mut inlets = BTreeMap::new();
+/// Starts the connectors and returns the handles of HTTP sources by topic, named as in the URL of a post.
+fn start_connectors(
+    plan: &Plan,
+    context: &Context,
+) -> Result<BTreeMap<String, connectors::sources::http::HttpSourceHandle>> {
+    let mut handles = BTreeMap::new();
     for role in &plan.roles {
         let Role::Connector(name) = role else { continue };
         let source = plan.topology.source(name.as_str());
@@ -240,7 +239,7 @@ fn start_connectors(plan: &Plan, context: &Context) -> Result<BTreeMap<String, c
             SourceKind::Http => {
                 let topic = context.names.change(source.name.as_str());
                 let posted_to = context.names.local(&topic).to_owned();
-                inlets.insert(posted_to, sources::start_http(context, source));
+                handles.insert(posted_to, sources::start_http(context, source));
             }
             SourceKind::Postgres => {
                 let config = plan.connectors.get(name.as_str()).with_context(|| {
@@ -254,7 +253,7 @@ fn start_connectors(plan: &Plan, context: &Context) -> Result<BTreeMap<String, c
             }
         }
     }
-    Ok(inlets)
+    Ok(handles)
 }
 
 fn start_processors(plan: &Plan, context: &Context, rules: &Rules) {

@@ -10,8 +10,8 @@ use axum::extract::rejection::JsonRejection;
 use axum::response::Response as HttpResponse;
 use axum::{Extension, Json};
 use event_log::{EventLog, SharedEventLog, TopicPartition};
-use operations::replay::{Border, Job};
-use operations::topics::{From, Tail};
+use operations::replay::{Job, RangeBound};
+use operations::topics::{Tail, TailStart};
 use operations::{Decoder, FetchSchema, lag, replay, topics};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -89,8 +89,8 @@ impl LogState {
     fn of(log: &dyn EventLog) -> LogState {
         let notice = log.notice();
         LogState {
-            log: log.describe_self(),
-            problem: log.check_reach().err().map(|error| service::chain(&error)),
+            log: log.description(),
+            problem: log.check_reachable().err().map(|error| service::chain(&error)),
             is_loss: notice.as_ref().is_some_and(|notice| notice.is_loss),
             notice: notice.map(|notice| notice.text),
         }
@@ -253,10 +253,10 @@ fn tail_of(request: TailRequest) -> Tail {
         topic: request.topic,
         partition: request.partition,
         from: match request.from {
-            Position::Unbounded => From::Start,
-            Position::Last(count) => From::Last(count),
-            Position::Offset(offset) => From::Offset(offset),
-            Position::Time(at) => From::Time(at),
+            Position::Unbounded => TailStart::Earliest,
+            Position::Last(count) => TailStart::Last(count),
+            Position::Offset(offset) => TailStart::Offset(offset),
+            Position::Time(at) => TailStart::Time(at),
         },
         key: request.key,
         limit: (!request.follow).then_some(request.limit),
@@ -266,17 +266,17 @@ fn tail_of(request: TailRequest) -> Tail {
 }
 
 fn job_of(request: ReplayRequest) -> Job {
-    let border = |position| match position {
-        Position::Unbounded | Position::Last(_) => Border::Open,
-        Position::Offset(offset) => Border::Offset(offset),
-        Position::Time(at) => Border::Time(at),
+    let bound = |position| match position {
+        Position::Unbounded | Position::Last(_) => RangeBound::Unbounded,
+        Position::Offset(offset) => RangeBound::Offset(offset),
+        Position::Time(at) => RangeBound::Time(at),
     };
     Job {
         from_topic: request.topic,
         to_topic: request.to,
         partition: request.partition,
-        from: border(request.from),
-        to: border(request.until),
+        from: bound(request.from),
+        to: bound(request.until),
         key: request.key,
         rate_per_s: request.rate,
         dry_run: request.dry_run,
@@ -284,8 +284,8 @@ fn job_of(request: ReplayRequest) -> Job {
 }
 
 /// Performs the action and returns the resulting offsets.
-fn task_offsets(log: &dyn EventLog, request: &OffsetsRequest) -> operations::Result<offsets::Standing> {
-    let failed = |error: streams::Error| operations::Error::Refused(service::chain(&error));
+fn task_offsets(log: &dyn EventLog, request: &OffsetsRequest) -> operations::Result<offsets::TaskPositions> {
+    let failed = |error: streams::Error| operations::Error::Rejected(service::chain(&error));
     let processor = request.processor.as_str();
     let changelog = streams::changelog_topic(processor, &request.store);
     // Fails with a suggestion if the processor or the store does not exist.
@@ -297,23 +297,25 @@ fn task_offsets(log: &dyn EventLog, request: &OffsetsRequest) -> operations::Res
             .map(|topic| TopicPartition::new(topic.as_str(), request.partition))
             .collect()
     };
-    let before = offsets::standing(log, processor, &changelog).map_err(failed)?;
+    let before = offsets::positions(log, processor, &changelog).map_err(failed)?;
     let changed = match &request.action {
         OffsetsAction::Show => return Ok(before),
         OffsetsAction::Accept(topics) => {
             let inputs = if topics.is_empty() {
-                before.inputs.iter().map(offsets::Place::at).collect()
+                before.inputs.iter().map(offsets::InputPositions::at).collect()
             } else {
                 partitions(topics)
             };
             offsets::accept(log, processor, &changelog, &inputs)
         }
-        OffsetsAction::ResetToEarliest(topics) => offsets::again(log, processor, &changelog, &partitions(topics)),
+        OffsetsAction::ResetToEarliest(topics) => {
+            offsets::reset_to_earliest(log, processor, &changelog, &partitions(topics))
+        }
         OffsetsAction::Restore => offsets::restore(log, processor, &changelog),
         OffsetsAction::Skip => offsets::skip(log, processor, &changelog),
     };
     changed.map_err(failed)?;
-    offsets::standing(log, processor, &changelog).map_err(failed)
+    offsets::positions(log, processor, &changelog).map_err(failed)
 }
 
 fn value<T: Serialize>(of: &T) -> Value {

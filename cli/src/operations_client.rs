@@ -49,7 +49,7 @@ impl Client {
                 let registry = backends::registry(&registry, &log)?;
                 Ok(Client::Local(Backends::new(log, registry, clock, None).operations()))
             }
-            Err(event_log::Error::Refused { .. }) => Self::remote(target),
+            Err(event_log::Error::Rejected { .. }) => Self::remote(target),
             Err(error) => Err(error).with_context(|| format!("cannot open the log in {}", data.display())),
         }
     }

@@ -10,7 +10,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use processors::declared::readable;
+use processors::declarative::readable;
 use reqwest::Url;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use service::problem::{BAD_REQUEST, INTERNAL, Kind, UNAVAILABLE};
 use service::{Problem, chain};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use streams::Handle;
-use streams::query::{Answer, QueryError, Range, Row};
+use streams::query::{QueryError, QueryResult, Range, Row};
 use topology::Processor;
 
 /// Path of the queries on the admin listener.
@@ -216,7 +216,7 @@ async fn scan(
 async fn answer(
     running: SharedProcessors,
     target: Target,
-    query: impl FnOnce(&Handle, &str) -> Result<(i32, Answer), QueryError> + Send + 'static,
+    query: impl FnOnce(&Handle, &str) -> Result<(i32, QueryResult), QueryError> + Send + 'static,
 ) -> Response {
     let running = match opened(&running) {
         Ok(running) => running,
@@ -277,7 +277,7 @@ fn bad_request(error: &QueryRejection, fix: &str) -> Response {
     BAD_REQUEST.detail(detail).into_response()
 }
 
-fn rows_json(partition: i32, answer: &Answer, declaration: Option<&Processor>) -> Value {
+fn rows_json(partition: i32, answer: &QueryResult, declaration: Option<&Processor>) -> Value {
     let value = |row: &Row| {
         let decoded = declaration.and_then(|declaration| readable(declaration, &row.key, &row.value));
         decoded.unwrap_or_else(|| bytes_json(&row.value))
@@ -288,7 +288,7 @@ fn rows_json(partition: i32, answer: &Answer, declaration: Option<&Processor>) -
         "partition": partition,
         "rows": answer.rows.iter().map(row).collect::<Vec<_>>(),
         "more": answer.more,
-        "contains": answer.place.iter().map(input).collect::<Vec<_>>(),
+        "contains": answer.positions.iter().map(input).collect::<Vec<_>>(),
     })
 }
 

@@ -12,7 +12,7 @@ pub use access::{Credential, CredentialError};
 
 use access::Backend;
 
-use crate::sources::http::{Change, Fingerprint, Inlet, JsonMismatch, PostError, PostOutcome, Receipt};
+use crate::sources::http::{Change, Fingerprint, HttpSourceHandle, JsonMismatch, PostError, PostOutcome, Receipt};
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -154,7 +154,7 @@ pub struct Ingest {
     /// Event topics.
     pub events: Vec<EventTopic>,
     /// HTTP sources by their topics as named in the URL: `change.<source>`.
-    pub sources: BTreeMap<String, Inlet>,
+    pub sources: BTreeMap<String, HttpSourceHandle>,
     /// Configuration.
     pub config: Config,
 }
@@ -206,9 +206,9 @@ async fn ingest(
     if let Some(event) = ingest.events.iter().find(|e| e.name == topic) {
         return events(&ingest, event.clone(), value, key, trace).await;
     }
-    if let Some(inlet) = ingest.sources.get(&topic) {
+    if let Some(handle) = ingest.sources.get(&topic) {
         let fingerprint = key.map(|key| Fingerprint::new(&name, key.as_str(), &body));
-        return transaction(inlet, &value, fingerprint, trace).await;
+        return transaction(handle, &value, fingerprint, trace).await;
     }
     let known: Vec<&str> = ingest
         .events
@@ -328,12 +328,12 @@ fn encode(event: &EventTopic, item: &Value) -> Result<(Vec<u8>, Vec<u8>), JsonMi
 }
 
 async fn transaction(
-    inlet: &Inlet,
+    handle: &HttpSourceHandle,
     value: &Value,
     fingerprint: Option<Fingerprint>,
     trace: Option<String>,
 ) -> Result<Response, Problem> {
-    let tables = inlet.tables();
+    let tables = handle.tables();
     if tables.is_empty() {
         return Err(unavailable("the source is not running yet"));
     }
@@ -374,7 +374,7 @@ async fn transaction(
         })?);
     }
     let stored = |Receipt { position, changes }| Json(json!({"stored": changes, "position": position}));
-    match inlet.post(changes, fingerprint, trace).await {
+    match handle.post(changes, fingerprint, trace).await {
         Ok(PostOutcome::Stored(receipt)) => Ok(stored(receipt).into_response()),
         Ok(PostOutcome::Replayed(receipt)) => Ok(([(REPLAYED, "true")], stored(receipt)).into_response()),
         Ok(PostOutcome::KeyReused) => Err(idempotency::reused()),

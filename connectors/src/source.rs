@@ -47,7 +47,7 @@ pub struct StaticPart<'p> {
 /// It has a moving record, which is written with every commit and stays small, and optionally a static record, which is
 /// written only when it changes. The moving record names the revision of the static record.
 pub trait Position: Clone + fmt::Display + Send + 'static {
-    /// The moving record, as JSON. Its first member, `"v"`, is the format version; `"inc"` is the source epoch.
+    /// The moving record, as JSON. Its first member, `"v"`, is the format version; `"epoch"` is the source epoch.
     fn to_json(&self) -> String;
 
     /// The static record; `None` if the position has none.

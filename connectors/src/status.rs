@@ -102,7 +102,7 @@ pub struct Report {
     pub cause: Option<String>,
     /// The command or statement that resolves the cause.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
+    pub fix: Option<String>,
     /// Description of the stored position.
     pub position: String,
     /// Records published by this process.
@@ -141,7 +141,7 @@ impl Handle {
             connector: connector.to_owned(),
             state: State::Starting,
             cause: None,
-            next: None,
+            fix: None,
             position: String::new(),
             records_total: 0,
             lag_bytes: None,
@@ -184,16 +184,16 @@ impl Handle {
         self.desired.subscribe()
     }
 
-    pub(crate) fn set(&self, state: State, cause: Option<String>, next: Option<String>) {
-        match (&cause, &next) {
-            (Some(cause), Some(next)) => self.component.not_ready(cause, next),
+    pub(crate) fn set(&self, state: State, cause: Option<String>, fix: Option<String>) {
+        match (&cause, &fix) {
+            (Some(cause), Some(fix)) => self.component.not_ready(cause, fix),
             _ if state.is_healthy() => self.report_healthy(&self.report().tables),
             _ => self
                 .component
                 .not_ready(state.name(), "wait; the process log names the operation in progress"),
         }
         let mut report = self.lock();
-        (report.state, report.cause, report.next) = (state, cause, next);
+        (report.state, report.cause, report.fix) = (state, cause, fix);
     }
 
     /// Ready, unless a table needs a snapshot.
@@ -273,7 +273,7 @@ mod tests {
             component.cause.as_deref(),
             Some("table orders needs a snapshot: it was replaced")
         );
-        assert_eq!(component.next_command.as_deref(), Some("resync it"));
+        assert_eq!(component.fix.as_deref(), Some("resync it"));
         let json = serde_json::to_value(handle.report()).unwrap();
         assert_eq!(json["tables"][0]["state"], "NEEDS_SNAPSHOT");
         handle.set_tables(&tables(TableState::Running));

@@ -82,7 +82,7 @@ pub struct StoreConfig {
     /// Maximum memory for caches and write buffers, in MiB.
     pub memory_mib: u32,
     /// Maximum memory for pending rows, in MiB per partition. Further pending rows are kept in the store only.
-    pub held_mib: u32,
+    pub pending_mib: u32,
 }
 
 impl Default for StoreConfig {
@@ -90,7 +90,7 @@ impl Default for StoreConfig {
         StoreConfig {
             engine: Engine::default(),
             memory_mib: 64,
-            held_mib: 4,
+            pending_mib: 4,
         }
     }
 }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 const KEYS_READINESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Dependencies of an edge.
-pub struct Parts {
+pub struct EdgeContext {
     /// Configuration.
     pub config: Config,
     /// The log.
@@ -54,14 +54,14 @@ pub enum EdgeError {
 ///
 /// # Errors
 /// The field, file or address that is invalid. Nothing runs then.
-pub async fn start(parts: Parts, tasks: &Tasks, readiness: &Readiness) -> Result<SocketAddr, EdgeError> {
-    let Parts {
+pub async fn start(context: EdgeContext, tasks: &Tasks, readiness: &Readiness) -> Result<SocketAddr, EdgeError> {
+    let EdgeContext {
         config,
         log,
         view_log,
         memberships,
         clock,
-    } = parts;
+    } = context;
     config.check()?;
     let auth = Authenticator::new(&config.issuers)?;
     let keyring = cursor_keyring(&config.cursor_keys, &config.data_dir)?;

@@ -16,4 +16,4 @@ pub mod sync;
 
 pub use auth::dev_token as token;
 pub use config::Config;
-pub use edge::{EdgeError, Parts, start};
+pub use edge::{EdgeContext, EdgeError, start};

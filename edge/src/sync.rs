@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use views::cursor::{Cursor, Keyring, Owner};
 use views::rules::Rules;
-use views::{Answer, Bucket, Page, Replica, Request, delta};
+use views::{Bucket, DeltaRequest, DeltaResult, Page, Replica, delta};
 
 /// How long a poll waits for a replica that is behind the cursor. Longer than one edge is normally behind another.
 const BEHIND_WAIT: Duration = Duration::from_secs(1);
@@ -224,7 +224,7 @@ impl Polls {
         let rows_max = poll.request.limit.unwrap_or(limits.page_rows).min(limits.page_rows_max);
         let long_poll = !poll.request.wait.is_zero();
         let step = tokio::task::spawn_blocking(move || {
-            let request = Request {
+            let request = DeltaRequest {
                 owner,
                 readable: &readable,
                 cursor,
@@ -254,14 +254,14 @@ impl Polls {
     fn step(
         &self,
         replica: &Replica,
-        request: &Request<'_>,
+        request: &DeltaRequest<'_>,
         long_poll: bool,
     ) -> Result<PollStep, views::replica::Error> {
         Ok(match delta(replica, request)? {
-            Answer::NotModified => PollStep::NotModified,
-            Answer::Behind => PollStep::Behind,
-            Answer::NotReady(reason) => PollStep::NotReady(ApiError::not_ready(reason)),
-            Answer::Page(page) => {
+            DeltaResult::NotModified => PollStep::NotModified,
+            DeltaResult::Behind => PollStep::Behind,
+            DeltaResult::NotReady(reason) => PollStep::NotReady(ApiError::not_ready(reason)),
+            DeltaResult::Page(page) => {
                 let sent = u64::try_from(page.changes.len()).unwrap_or(u64::MAX);
                 metrics::counter!("trunkline_edge_rows_sent_total").increment(sent);
                 let cursor = self.context.keyring.seal(&page.cursor);

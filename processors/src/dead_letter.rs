@@ -48,6 +48,6 @@ pub fn stop(processor: &str, reason: impl ToString) -> Error {
     Error::Processor {
         name: processor.to_owned(),
         reason: reason.to_string(),
-        fate: ErrorAction::Stop,
+        action: ErrorAction::Stop,
     }
 }

@@ -7,7 +7,7 @@
 //! processors").
 
 mod delta;
-mod event_idempotency;
+mod event_dedup;
 mod inspect;
 mod names;
 mod reader;
@@ -69,7 +69,7 @@ pub fn application(config: &Config) -> Application {
             }
             continue;
         }
-        let store = processor.rekey_store(side);
+        let store = processor.repartition_store(side);
         subtopologies.push(subtopology(
             config,
             store,

@@ -11,5 +11,3 @@ mod join;
 mod repartition;
 mod step;
 pub mod sync_views;
-
-pub use declarative as declared;

@@ -117,8 +117,8 @@ impl SyncViews {
                 return Ok(());
             }
         };
-        if input.version.incarnation > self.stream.source_epoch {
-            self.begin_source_epoch(input.version.incarnation);
+        if input.version.source_epoch > self.stream.source_epoch {
+            self.begin_source_epoch(input.version.source_epoch);
         }
         self.last = input.version;
         let changed = if rejected {
@@ -154,7 +154,7 @@ impl SyncViews {
     /// older state).
     fn begin_source_epoch(&mut self, epoch: u32) {
         self.floor = self.floor.max(Version {
-            incarnation: epoch - 1,
+            source_epoch: epoch - 1,
             position: u64::MAX,
             ordinal: u32::MAX,
         });
@@ -188,15 +188,15 @@ impl SyncViews {
             }
             Kind::ChunkEnd(end) => {
                 let low = Version {
-                    incarnation: input.version.incarnation,
+                    source_epoch: input.version.source_epoch,
                     position: end.low,
                     ordinal: 0,
                 };
                 // A row of this chunk has exactly the chunk's position, which may be just below `low`. Such rows were
                 // found by the snapshot, so they are not removed (ADR 3).
-                let chunk = (input.version.incarnation, input.version.position);
+                let chunk = (input.version.source_epoch, input.version.position);
                 self.remove_rows(input, step, &|key, row| {
-                    let in_chunk = (row.version.incarnation, row.version.position) == chunk;
+                    let in_chunk = (row.version.source_epoch, row.version.position) == chunk;
                     row.version < low && !in_chunk && end.contains(key)
                 })?;
                 self.cover_chunk(input, low, end, step)?;
@@ -228,7 +228,7 @@ impl SyncViews {
         let mut row = old.unwrap_or_default();
         let was_deleted = row.deleted_ms;
         self.outputs.clear();
-        let mut whole = true;
+        let mut complete = true;
         match change.value {
             Some(value) => {
                 let bound = self.bindings.get(value, input.table, relation)?;
@@ -242,7 +242,7 @@ impl SyncViews {
                 let body = value.get(schemas::wire::FRAME_LENGTH..).unwrap_or_default();
                 let evaluated = bound.evaluate(body, kept, &mut self.outputs);
                 let evaluated = evaluated.map_err(|e| RecordError::new(Stage::Transformation, e))?;
-                (row.kept, whole) = (evaluated.kept, evaluated.whole);
+                (row.kept, complete) = (evaluated.kept, evaluated.complete);
                 row.deleted_ms = None;
             }
             None => {
@@ -263,7 +263,15 @@ impl SyncViews {
         self.write_difference(&target, &mut row.written, &outputs, step.output);
         self.outputs = outputs;
         put_row(&change.state_key, was_deleted, &row, step.state);
-        self.applied(input, Applied { change, origin, whole }, step)?;
+        self.applied(
+            input,
+            Applied {
+                change,
+                origin,
+                complete,
+            },
+            step,
+        )?;
         Ok(())
     }
 

@@ -107,7 +107,7 @@ impl<'a> Datum<'a> {
     }
 
     /// Avro's name of the value's type, for messages.
-    pub fn word(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Datum::Null => "null",
             Datum::Bool(_) => "boolean",

@@ -85,7 +85,7 @@ impl Check<'_> {
                 return;
             }
             // The conflicts with a branch of the same kind are more useful than the statement that no branch matches.
-            let same_kind = self.reader.word(branch) == self.writer.word(writer);
+            let same_kind = self.reader.type_name(branch) == self.writer.type_name(writer);
             if same_kind && nearest.is_none() {
                 nearest = Some(conflicts);
             }

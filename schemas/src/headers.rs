@@ -62,7 +62,7 @@ pub const TX_FORMAT: u32 = 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tx {
     /// Source epoch.
-    pub incarnation: u32,
+    pub source_epoch: u32,
     /// Position of the source transaction: its commit LSN.
     pub position: Lsn,
     /// Ordinal in the source transaction, from 0.
@@ -96,7 +96,7 @@ struct AnyVersion {
 
 #[derive(serde::Deserialize)]
 struct Fields<'a> {
-    inc: u32,
+    epoch: u32,
     #[serde(borrow)]
     pos: std::borrow::Cow<'a, str>,
     ord: u32,
@@ -108,7 +108,7 @@ impl Tx {
     /// The version of the row that the record contains.
     pub fn version(&self) -> Version {
         Version {
-            incarnation: self.incarnation,
+            source_epoch: self.source_epoch,
             position: self.position.0,
             ordinal: self.ordinal,
         }
@@ -116,8 +116,8 @@ impl Tx {
 
     /// Appends the header's value.
     pub fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(b"{\"v\":1,\"inc\":");
-        json::write_u64(out, u64::from(self.incarnation));
+        out.extend_from_slice(b"{\"v\":1,\"epoch\":");
+        json::write_u64(out, u64::from(self.source_epoch));
         out.extend_from_slice(b",\"pos\":\"");
         self.position.write(out);
         out.extend_from_slice(b"\",\"ord\":");
@@ -144,8 +144,8 @@ impl Tx {
 
     /// Parses the canonical form of [`Tx::write`]; `None` for any other form, which may still be valid.
     fn parse_own_form(bytes: &[u8]) -> Option<Self> {
-        let rest = bytes.strip_prefix(b"{\"v\":1,\"inc\":")?;
-        let (incarnation, rest) = number(rest)?;
+        let rest = bytes.strip_prefix(b"{\"v\":1,\"epoch\":")?;
+        let (source_epoch, rest) = number(rest)?;
         let rest = rest.strip_prefix(b",\"pos\":\"")?;
         let quote = rest.iter().position(|b| *b == b'"')?;
         let position = Lsn::from_text(rest.get(..quote)?)?;
@@ -160,7 +160,7 @@ impl Tx {
             return None;
         }
         Some(Tx {
-            incarnation: u32::try_from(incarnation).ok()?,
+            source_epoch: u32::try_from(source_epoch).ok()?,
             position,
             ordinal: u32::try_from(ordinal).ok()?,
             last,
@@ -181,7 +181,7 @@ impl Tx {
             .parse()
             .map_err(|_| TxError::Malformed(format!("pos {:?} is not an LSN", fields.pos)))?;
         Ok(Tx {
-            incarnation: fields.inc,
+            source_epoch: fields.epoch,
             position,
             ordinal: fields.ord,
             last: fields.last,
@@ -211,8 +211,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_tx_reads_back(incarnation: u32, position: u64, ordinal: u32, last: bool, at_ms: i64) {
-            let tx = Tx { incarnation, position: Lsn(position), ordinal, last, at_ms };
+        fn a_tx_reads_back(source_epoch: u32, position: u64, ordinal: u32, last: bool, at_ms: i64) {
+            let tx = Tx { source_epoch, position: Lsn(position), ordinal, last, at_ms };
             let mut out = Vec::new();
             tx.write(&mut out);
             prop_assert_eq!(Tx::parse(&out).unwrap(), tx);
@@ -226,7 +226,7 @@ mod tests {
 
         #[test]
         fn a_changed_byte_is_read_as_the_general_reader_reads_it(at in 0usize..70, byte: u8) {
-            let tx = Tx { incarnation: 1, position: Lsn(0x16b_3748), ordinal: 3, last: true, at_ms: 1_732_390_000_123 };
+            let tx = Tx { source_epoch: 1, position: Lsn(0x16b_3748), ordinal: 3, last: true, at_ms: 1_732_390_000_123 };
             let mut out = Vec::new();
             tx.write(&mut out);
             let length = out.len();
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn canonical_form_is_written_and_any_order_parsed() {
         let tx = Tx {
-            incarnation: 1,
+            source_epoch: 1,
             position: Lsn(0x16b_3748),
             ordinal: 3,
             last: true,
@@ -246,21 +246,21 @@ mod tests {
         };
         let mut out = Vec::new();
         tx.write(&mut out);
-        let text = r#"{"v":1,"inc":1,"pos":"0/16B3748","ord":3,"last":true,"at":1732390000123}"#;
+        let text = r#"{"v":1,"epoch":1,"pos":"0/16B3748","ord":3,"last":true,"at":1732390000123}"#;
         assert_eq!(String::from_utf8(out).unwrap(), text);
         let other =
-            br#"{ "at": 1732390000123, "x": [1], "ord": 3, "last": true, "pos": "0/16B3748", "inc": 1, "v": 1 }"#;
+            br#"{ "at": 1732390000123, "x": [1], "ord": 3, "last": true, "pos": "0/16B3748", "epoch": 1, "v": 1 }"#;
         assert_eq!(Tx::parse(other), Ok(tx));
     }
 
     #[test]
     fn errors_name_the_member_or_both_formats() {
         assert_eq!(Tx::parse(br#"{"v":2,"at":"soon"}"#), Err(TxError::Newer { found: 2 }));
-        let text = Tx::parse(br#"{"v":1,"inc":1,"pos":"x","ord":3,"last":true,"at":1}"#)
+        let text = Tx::parse(br#"{"v":1,"epoch":1,"pos":"x","ord":3,"last":true,"at":1}"#)
             .unwrap_err()
             .to_string();
         assert_eq!(text, "header tx is malformed: pos \"x\" is not an LSN");
-        let text = Tx::parse(br#"{"v":1,"inc":1,"pos":"0/1","ord":3,"at":1}"#)
+        let text = Tx::parse(br#"{"v":1,"epoch":1,"pos":"0/1","ord":3,"at":1}"#)
             .unwrap_err()
             .to_string();
         assert!(

@@ -384,7 +384,7 @@ mod tests {
 
     #[test]
     fn reserved_and_malformed_ids_are_rejected() {
-        assert!(BucketName::new("~close").is_err());
+        assert!(BucketName::new("~end").is_err());
         assert!(BucketName::new("user:42").is_ok());
         assert!(DeviceId::new("a/b").is_err());
         assert!(serde_json::from_str::<DeviceId>("\"a b\"").is_err());

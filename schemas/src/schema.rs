@@ -133,12 +133,12 @@ impl Schema {
             Kind::Record(record) => &record.name.full,
             Kind::Enum(e) => &e.name.full,
             Kind::Fixed(fixed) => &fixed.name.full,
-            _ => self.word(self.root),
+            _ => self.type_name(self.root),
         }
     }
 
     /// Avro's name of a type's kind.
-    pub fn word(&self, id: TypeId) -> &'static str {
+    pub fn type_name(&self, id: TypeId) -> &'static str {
         match &self.ty(id).kind {
             Kind::Null => "null",
             Kind::Boolean => "boolean",
@@ -171,9 +171,9 @@ impl Schema {
                 .join(" or "),
             (Kind::Array(items), _) => format!("array of {}", self.describe_item(*items)),
             (Kind::Map(items), _) => format!("map of {}", self.describe_item(*items)),
-            (_, Some(logical)) => logical.word().to_owned(),
+            (_, Some(logical)) => logical.name().to_owned(),
             (Kind::Fixed(fixed), None) => format!("fixed {} ({} bytes)", fixed.name.full, fixed.size),
-            (_, None) => self.word(id).to_owned(),
+            (_, None) => self.type_name(id).to_owned(),
         }
     }
 
@@ -182,7 +182,7 @@ impl Schema {
         match &self.ty(id).kind {
             Kind::Record(record) => &record.name.full,
             Kind::Enum(e) => &e.name.full,
-            _ => self.word(id),
+            _ => self.type_name(id),
         }
     }
 

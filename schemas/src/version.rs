@@ -17,7 +17,7 @@ pub const LENGTH: usize = 17;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Version {
     /// Source epoch, which increases each time the source starts over; for an event the topic epoch.
-    pub incarnation: u32,
+    pub source_epoch: u32,
     /// Commit LSN of the source transaction, or an offset.
     pub position: u64,
     /// Ordinal in the source transaction, from 0.
@@ -48,7 +48,7 @@ impl Version {
     /// The version as bytes, in the order of versions.
     pub fn to_bytes(self) -> [u8; LENGTH] {
         let mut out = [FORMAT; LENGTH];
-        out[1..5].copy_from_slice(&self.incarnation.to_be_bytes());
+        out[1..5].copy_from_slice(&self.source_epoch.to_be_bytes());
         out[5..13].copy_from_slice(&self.position.to_be_bytes());
         out[13..].copy_from_slice(&self.ordinal.to_be_bytes());
         out
@@ -66,7 +66,7 @@ impl Version {
         let bytes: &[u8; LENGTH] = bytes.try_into().map_err(|_| length)?;
         let [_, i0, i1, i2, i3, p0, p1, p2, p3, p4, p5, p6, p7, o0, o1, o2, o3] = *bytes;
         Ok(Version {
-            incarnation: u32::from_be_bytes([i0, i1, i2, i3]),
+            source_epoch: u32::from_be_bytes([i0, i1, i2, i3]),
             position: u64::from_be_bytes([p0, p1, p2, p3, p4, p5, p6, p7]),
             ordinal: u32::from_be_bytes([o0, o1, o2, o3]),
         })
@@ -85,7 +85,7 @@ impl fmt::Display for Version {
         write!(
             f,
             "{FORMAT:02x}{:08x}{:016x}{:08x}",
-            self.incarnation, self.position, self.ordinal
+            self.source_epoch, self.position, self.ordinal
         )
     }
 }
@@ -168,8 +168,8 @@ mod tests {
     fn version() -> impl Strategy<Value = Version> {
         let small = prop_oneof![0u32..3, any::<u32>()];
         let position = prop_oneof![0u64..3, any::<u64>()];
-        (small.clone(), position, small).prop_map(|(incarnation, position, ordinal)| Version {
-            incarnation,
+        (small.clone(), position, small).prop_map(|(source_epoch, position, ordinal)| Version {
+            source_epoch,
             position,
             ordinal,
         })

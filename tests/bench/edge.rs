@@ -36,7 +36,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
 }
 
 async fn measure(log: SharedEventLog, rows: usize) -> anyhow::Result<()> {
-    println!("log: {}", log.describe_self());
+    println!("log: {}", log.description());
     let harness = Harness::over(log);
     let mut line = harness.writer();
     fill(&mut line, rows);
@@ -145,10 +145,10 @@ async fn long_polls(harness: &Harness, edge: &Running, mut line: Line) -> anyhow
         let (late, ready) = (late.clone(), ready.clone());
         devices.spawn(async move {
             let http = Client::new();
-            let mut held = cursor(&http, &edge, &token).await.expect("first sync");
+            let mut current = cursor(&http, &edge, &token).await.expect("first sync");
             ready.send(()).await.expect("the receiver is open");
             loop {
-                let answer = poll(&http, &edge, &token, &held, "&wait=3")
+                let answer = poll(&http, &edge, &token, &current, "&wait=3")
                     .send()
                     .await
                     .expect("send a poll");
@@ -163,7 +163,7 @@ async fn long_polls(harness: &Harness, edge: &Running, mut line: Line) -> anyhow
                         .expect("no panic")
                         .extend(sent.map(|sent| now.saturating_sub(sent)));
                 }
-                held = page["cursor"].as_str().expect("a page has a cursor").to_owned();
+                current = page["cursor"].as_str().expect("a page has a cursor").to_owned();
             }
         });
     }

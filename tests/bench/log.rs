@@ -35,7 +35,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
 }
 
 fn measure(log: &SharedEventLog) {
-    println!("{}", log.describe_self());
+    println!("{}", log.description());
     small_transactions(log, false);
     small_transactions(log, true);
     copy(log);

@@ -33,7 +33,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     };
     let thousands = words.get(1).map_or(Ok(1_000), |text| text.parse())?;
     let registry: SharedRegistry = Arc::new(registry::embedded::Embedded::open(log.clone())?);
-    println!("{}, {thousands} thousand rows", log.describe_self());
+    println!("{}, {thousands} thousand rows", log.description());
     let database = Arc::new(Database::new());
     bank(&database, thousands);
     backlogs(&database, &log, &registry, thousands);
@@ -220,7 +220,7 @@ fn one_at_a_time(database: &Arc<Database>, log: &SharedEventLog, registry: &Shar
     });
     let thread = thread.expect("a thread starts");
     let mut answered = Vec::with_capacity(CHANGES_AT_A_TIME);
-    other.transactional_producer(|run| {
+    other.on_one_connection(|run| {
         let mut due = Instant::now();
         for n in 0..CHANGES_AT_A_TIME {
             due += Duration::from_millis(5);

@@ -6,7 +6,7 @@ mod workload;
 
 use crate::support;
 use event_log::embedded::EmbeddedLog;
-use event_log::kafka::{KafkaLog, limit};
+use event_log::kafka::{KafkaLog, baseline};
 use event_log::{
     Isolation, Millis, OffsetSpec, OutBatch, OutRecord, RecordBatch, RecordSlice, SharedEventLog, StartFrom,
     TopicPartition,
@@ -110,7 +110,7 @@ fn measure(
     kafka: Option<event_log::kafka::Config>,
     wanted: &dyn Fn(&str) -> bool,
 ) -> anyhow::Result<()> {
-    println!("{}", log.describe_self());
+    println!("{}", log.description());
     let dir = tempfile::tempdir()?;
     let executor = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -233,7 +233,7 @@ fn limits(log: &SharedEventLog, kafka: &event_log::kafka::Config, ours: Speed) -
     for (what, settings) in [("the same memory limits", Vec::new()), ("1 GiB of queue", unbounded)] {
         let (from, to) = (topic(log), topic(log));
         fill(log, &from, COPY_RECORDS)?;
-        let copy = limit::Copy {
+        let copy = baseline::Copy {
             from,
             to,
             partitions: PARTITIONS,
@@ -242,7 +242,7 @@ fn limits(log: &SharedEventLog, kafka: &event_log::kafka::Config, ours: Speed) -
             settings,
         };
         let (start, before) = (Instant::now(), telemetry::usage());
-        limit::copy(kafka, &support::unique("bench"), &copy)?;
+        baseline::copy(kafka, &support::unique("bench"), &copy)?;
         let (took, after) = (start.elapsed().as_secs_f64(), telemetry::usage());
         let speed = Speed::of(COPY_RECORDS, took, after.cpu_s - before.cpu_s)?;
         println!("baseline: the same copy by librdkafka alone, with {what}");

@@ -148,7 +148,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     let mut harness = Harness::new(dir.path().to_owned(), sled)?;
     println!(
         "{}, {engine}, {PARTITIONS} tasks on one stream thread",
-        harness.log.describe_self()
+        harness.log.description()
     );
     harness.start("first start, with topics to create")?.stop()?;
     let process = harness.start("cold start, with empty state")?;
@@ -275,7 +275,7 @@ impl Harness {
             process = self.start("restart after SIGKILL")?;
             println!(
                 "  restored changelog records: {:.0}",
-                process.metric("trunkline_runtime_restored_records_total")?
+                process.metric("trunkline_streams_restored_records_total")?
             );
         }
         process.memory("afterwards");
@@ -286,7 +286,7 @@ impl Harness {
     fn restore(&mut self, keys: usize) -> anyhow::Result<()> {
         let begun = Instant::now();
         let process = Process::begin(&self.config)?;
-        let count = "trunkline_runtime_restored_records_total";
+        let count = "trunkline_streams_restored_records_total";
         support::wait_for("the first restored record", LIMIT, || {
             std::thread::sleep(Duration::from_millis(5));
             process.metric(count).ok().filter(|records| *records > 0.0)

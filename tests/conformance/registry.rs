@@ -18,7 +18,7 @@ fn record(fields: &str) -> String {
 }
 
 fn code<T: std::fmt::Debug>(result: Result<T, Error>) -> u32 {
-    result.expect_err("a refusal").code()
+    result.expect_err("a rejection").code()
 }
 
 /// Behaviour of every registry.
@@ -78,10 +78,10 @@ fn common(registry: &dyn Registry) -> String {
     assert_eq!(code(registry.by_id(SchemaId(2_000_000_000))), 40403);
     assert_eq!(code(registry.lookup(subject, &incompatible)), 40403);
     assert_eq!(code(registry.register(subject, "{\"type\":\"nothing\"}")), 42201);
-    let refused = registry
+    let rejected = registry
         .register(subject, &incompatible)
         .expect_err("an incompatible schema");
-    assert_eq!(refused.code(), 409, "{refused}");
+    assert_eq!(rejected.code(), 409, "{rejected}");
     let conflicts = registry
         .test_compatibility(subject, Version::Latest, &incompatible)
         .expect("a test");

@@ -27,10 +27,10 @@ impl Started {
     /// Waits for the end; returns the exit code and standard error.
     fn end(mut self) -> (Option<i32>, String) {
         let status = wait_for("the process to end", LIMIT, || self.ended());
-        let mut said = String::new();
+        let mut output = String::new();
         let mut stderr = self.0.stderr.take().expect("it is piped");
-        stderr.read_to_string(&mut said).expect("it is text");
-        (status.code(), said)
+        stderr.read_to_string(&mut output).expect("it is text");
+        (status.code(), output)
     }
 }
 
@@ -86,8 +86,8 @@ fn second_dev_is_rejected_and_leaves_data_intact() {
     ];
     for (named, more) in ways {
         let mut second = Dev::command(named);
-        let (code, said) = Started::new(second.args(more).current_dir(parent.path())).end();
-        assert_eq!(code, Some(1), "{named:?} {more:?}: {said}");
+        let (code, output) = Started::new(second.args(more).current_dir(parent.path())).end();
+        assert_eq!(code, Some(1), "{named:?} {more:?}: {output}");
         let holder = format!("is in use by process {}; stop it", dev.pid());
         let parts = [
             named.to_str().unwrap(),
@@ -96,7 +96,10 @@ fn second_dev_is_rejected_and_leaves_data_intact() {
             "another directory with --data DIR",
         ];
         for part in parts {
-            assert!(said.contains(part), "{named:?} {more:?}: {part:?} is not in: {said}");
+            assert!(
+                output.contains(part),
+                "{named:?} {more:?}: {part:?} is not in: {output}"
+            );
         }
     }
     assert_eq!(names(parent.path()), before, "a directory was moved");
@@ -120,12 +123,12 @@ fn concurrent_fresh_starts_yield_one_new_directory() {
     let first = wait_for("one process to end", LIMIT, || {
         both.iter_mut().position(|p| p.ended().is_some())
     });
-    let (code, said) = both.swap_remove(first).end();
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("is in use by"), "{said}");
+    let (code, output) = both.swap_remove(first).end();
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains("is in use by"), "{output}");
     let mut winner = both.remove(0);
     wait_for("the other process to listen", LIMIT, || {
-        assert!(winner.ended().is_none(), "both ended: {said}");
+        assert!(winner.ended().is_none(), "both ended: {output}");
         let text = std::fs::read(data.join("dev.json")).ok()?;
         let running: Value = serde_json::from_slice(&text).ok()?;
         // Until the directory is renamed, the file is that of the killed process.
@@ -155,8 +158,8 @@ fn directory_with_unprefixed_topics_is_refused() {
     };
     log.create_topics(&[topic]).unwrap();
     drop(log);
-    let (code, said) = Started::new(&mut Dev::command(&data)).end();
-    assert_eq!(code, Some(1), "{said}");
+    let (code, output) = Started::new(&mut Dev::command(&data)).end();
+    assert_eq!(code, Some(1), "{output}");
     let log = data.join("log");
     for part in [
         log.to_str().unwrap(),
@@ -164,7 +167,7 @@ fn directory_with_unprefixed_topics_is_refused() {
         "trunkline dev --fresh",
         "--data DIR",
     ] {
-        assert!(said.contains(part), "{part:?} is not in: {said}");
+        assert!(output.contains(part), "{part:?} is not in: {output}");
     }
     drop(Dev::start(&data, &["--fresh", "--orders-per-s", "0"]));
     assert_eq!(names(parent.path()), ["data", "data.aside-1", "data.log"]);

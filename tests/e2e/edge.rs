@@ -392,7 +392,7 @@ async fn missing_topic_is_reported_until_it_exists() {
     })
     .await;
     assert!(
-        not_ready["components"][0]["next_command"]
+        not_ready["components"][0]["fix"]
             .as_str()
             .unwrap()
             .contains("sync-views")

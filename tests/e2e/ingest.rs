@@ -106,10 +106,10 @@ fn invalid_idempotency_key_is_rejected_unstored() {
     ];
     for (topic, body) in [("change.shop", customer(1)), ("event.order_viewed", event.clone())] {
         for keys in cases {
-            let refused = backend.post(topic, keys, &body);
-            assert_eq!(refused.status, 400, "{topic} {keys:?}: {refused:?}");
-            assert_eq!(refused.body["type"], "/problems/idempotency-key");
-            let detail = refused.body["detail"].as_str().unwrap();
+            let rejected = backend.post(topic, keys, &body);
+            assert_eq!(rejected.status, 400, "{topic} {keys:?}: {rejected:?}");
+            assert_eq!(rejected.body["type"], "/problems/idempotency-key");
+            let detail = rejected.body["detail"].as_str().unwrap();
             assert!(
                 detail.contains("Idempotency-Key") && detail.contains("1 to 255"),
                 "{detail}"

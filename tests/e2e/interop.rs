@@ -78,7 +78,7 @@ impl Harness {
         for (ordinal, (row, plain)) in (0u32..).zip(rows()) {
             let key = Key::build(|key| key.str("orders").long(row[0].as_i64().expect("an id")));
             let tx = Tx {
-                incarnation: 1,
+                source_epoch: 1,
                 position: Lsn(0x16b_3748),
                 ordinal,
                 last: ordinal == 2,
@@ -100,13 +100,13 @@ impl Harness {
 
     fn put_control(&self, batch: &mut OutBatch, expected: &mut Vec<Value>) {
         let version = Version {
-            incarnation: 1,
+            source_epoch: 1,
             position: 2,
             ordinal: 3,
         }
         .to_bytes();
         let version_text: String = version.iter().map(|b| char::from(*b)).collect();
-        let closing = TransactionEnd {
+        let end = TransactionEnd {
             version: &version,
             at: 1_732_390_000_123,
         };
@@ -114,9 +114,9 @@ impl Harness {
             row: "{\"name\":\"é\"}".as_bytes(),
         };
         let row_text: String = row.row.iter().map(|b| char::from(*b)).collect();
-        let key = Key::of(&["~close", "w"]);
+        let key = Key::of(&["~end", "w"]);
         let mut value = Vec::new();
-        closing.write(self.register(&closing), &mut value);
+        end.write(self.register(&end), &mut value);
         self.put(batch, &key, Some(&value), &[]);
         let plain = json!({"format": 1, "version": version_text, "at": 1_732_390_000_123_i64});
         expected

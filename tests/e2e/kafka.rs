@@ -311,7 +311,7 @@ fn invalid_client_setting_is_rejected_by_name() {
         let error = KafkaLog::connect(config).and_then(|log| log.reader(Isolation::ReadCommitted).map(drop));
         let error = error.expect_err("the setting is invalid");
         assert!(
-            matches!(error, Error::Refused { .. }) && error.to_string().contains(name),
+            matches!(error, Error::Rejected { .. }) && error.to_string().contains(name),
             "{error}"
         );
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Prefixes of metric names.
 const PREFIXES: [&str; 8] = [
-    "trunkline_runtime_",
+    "trunkline_streams_",
     "trunkline_processor_",
     "trunkline_connector_",
     "trunkline_edge_",

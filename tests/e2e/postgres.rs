@@ -5,6 +5,6 @@ mod changes;
 pub mod fault_injection;
 mod harness;
 mod key_changes;
-mod refusals;
+mod rejected_setups;
 mod table_states;
 mod types;

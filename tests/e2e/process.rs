@@ -95,9 +95,9 @@ impl Running {
         let status = wait_for("the child to end", Duration::from_secs(30), || {
             self.0.try_wait().unwrap()
         });
-        let mut said = String::new();
-        self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        (status, said)
+        let mut output = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut output).unwrap();
+        (status, output)
     }
 }
 
@@ -113,11 +113,11 @@ fn sigterm_and_sigint_shut_down_gracefully() {
     for signal in ["-TERM", "-INT"] {
         let child = Running::start("works", "").working();
         child.signal(signal);
-        let (status, said) = child.end();
-        assert!(status.success(), "{said}");
+        let (status, output) = child.end();
+        assert!(status.success(), "{output}");
         assert!(
-            said.contains("worker ended after a whole round") && said.contains("ended cleanly"),
-            "{said}"
+            output.contains("worker ended after a whole round") && output.contains("ended cleanly"),
+            "{output}"
         );
     }
 }
@@ -127,12 +127,12 @@ fn second_signal_aborts_drain_and_names_hung_task() {
     let mut child = Running::start("hangs", "").working();
     child.signal("-TERM");
     // After the worker has ended, only the task that ignores the drain is still running.
-    let mut said = BufReader::new(child.0.stderr.take().unwrap());
+    let mut output = BufReader::new(child.0.stderr.take().unwrap());
     let mut line = String::new();
     while !line.contains("worker ended") {
         line.clear();
         assert!(
-            said.read_line(&mut line).unwrap() > 0,
+            output.read_line(&mut line).unwrap() > 0,
             "the child ended before the second signal"
         );
     }
@@ -141,7 +141,7 @@ fn second_signal_aborts_drain_and_names_hung_task() {
         child.0.try_wait().unwrap()
     });
     let mut rest = String::new();
-    said.read_to_string(&mut rest).unwrap();
+    output.read_to_string(&mut rest).unwrap();
     assert!(!status.success());
     assert!(
         rest.contains("ended with: interrupted by a second signal while tasks were running: deaf"),
@@ -155,12 +155,12 @@ fn failed_or_panicked_task_stops_process() {
         ("fails", "ended with: task reader failed: the disk is gone"),
         ("panics", "ended with: task reader panicked: only 0 rows"),
     ] {
-        let (status, said) = Running::start(mode, "").end();
+        let (status, output) = Running::start(mode, "").end();
         assert!(!status.success());
-        assert!(said.contains(expected), "{said}");
+        assert!(output.contains(expected), "{output}");
         assert!(
-            said.contains("worker ended after a whole round"),
-            "the other tasks did not drain: {said}"
+            output.contains("worker ended after a whole round"),
+            "the other tasks did not drain: {output}"
         );
     }
 }
@@ -168,20 +168,20 @@ fn failed_or_panicked_task_stops_process() {
 #[test]
 fn failpoint_aborts_without_cleanup() {
     use std::os::unix::process::ExitStatusExt;
-    let (status, said) = Running::start("works", "test_commit=kill@3").end();
-    assert_eq!(status.signal(), Some(6), "aborted: {said}");
+    let (status, output) = Running::start("works", "test_commit=kill@3").end();
+    assert_eq!(status.signal(), Some(6), "aborted: {output}");
     assert!(
-        said.contains("failpoint test_commit: aborting") && !said.contains("worker ended"),
-        "{said}"
+        output.contains("failpoint test_commit: aborting") && !output.contains("worker ended"),
+        "{output}"
     );
 }
 
 #[test]
 fn mistyped_failpoint_prevents_start() {
-    let (status, said) = Running::start("works", "test_commit=kil").end();
+    let (status, output) = Running::start("works", "test_commit=kil").end();
     assert!(!status.success());
     assert!(
-        said.contains("invalid failpoint `test_commit=kil`") && !said.contains("worker"),
-        "{said}"
+        output.contains("invalid failpoint `test_commit=kil`") && !output.contains("worker"),
+        "{output}"
     );
 }

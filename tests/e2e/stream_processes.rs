@@ -165,42 +165,42 @@ impl ProcessHarness {
 
 /// Failpoints of the runtime and the log, each with the passes at which the process aborts.
 const FAILPOINTS: &[(&str, &[u32])] = &[
-    ("runtime.session.init_transactions", &[1]),
-    ("runtime.assigned", &[1]),
-    ("runtime.recovery.open", &[1, 2]),
-    ("runtime.recovery.offsets", &[1]),
-    ("runtime.recovery.end", &[2]),
-    ("runtime.restore.batch", &[1, 2]),
-    ("runtime.recovery.reached", &[1, 3]),
-    ("runtime.recovery.start", &[1, 2]),
-    ("runtime.commit.begin", &[1, 2]),
+    ("streams.producer.init_transactions", &[1]),
+    ("streams.assigned", &[1]),
+    ("streams.recovery.open", &[1, 2]),
+    ("streams.recovery.offsets", &[1]),
+    ("streams.recovery.end", &[2]),
+    ("streams.restore.batch", &[1, 2]),
+    ("streams.recovery.reached", &[1, 3]),
+    ("streams.recovery.start", &[1, 2]),
+    ("streams.commit.begin", &[1, 2]),
     ("log.send.before", &[2]),
     ("log.send.after", &[1, 2, 3]),
-    ("runtime.commit.sent", &[1, 3]),
+    ("streams.commit.sent", &[1, 3]),
     ("log.offsets.before", &[1, 2]),
     ("log.commit.before", &[1, 2]),
     ("log.commit.after", &[1, 2]),
-    ("runtime.commit.committed", &[1, 2]),
-    ("runtime.commit.applied", &[1, 2]),
+    ("streams.commit.committed", &[1, 2]),
+    ("streams.commit.applied", &[1, 2]),
 ];
 
 /// Failpoints of the at-least-once mode.
 const AT_LEAST_ONCE_FAILPOINTS: &[(&str, &[u32])] = &[
-    ("runtime.session.init_transactions", &[1]),
-    ("runtime.recovery.offsets", &[1]),
-    ("runtime.recovery.end", &[2]),
-    ("runtime.restore.batch", &[1, 2]),
-    ("runtime.recovery.start", &[1, 2]),
-    ("runtime.commit.begin", &[1, 2]),
+    ("streams.producer.init_transactions", &[1]),
+    ("streams.recovery.offsets", &[1]),
+    ("streams.recovery.end", &[2]),
+    ("streams.restore.batch", &[1, 2]),
+    ("streams.recovery.start", &[1, 2]),
+    ("streams.commit.begin", &[1, 2]),
     ("log.append.before", &[2]),
     ("log.append.after", &[1, 2, 3]),
-    ("runtime.alone.outputs", &[1, 3]),
-    ("runtime.alone.rows", &[1, 2, 3]),
-    ("runtime.commit.sent", &[1, 2, 3]),
-    ("runtime.commit.applied", &[1, 2]),
+    ("streams.at_least_once.outputs", &[1, 3]),
+    ("streams.at_least_once.rows", &[1, 2, 3]),
+    ("streams.commit.sent", &[1, 2, 3]),
+    ("streams.commit.applied", &[1, 2]),
     ("log.offsets.before", &[1, 2]),
     ("log.offsets.after", &[1, 2]),
-    ("runtime.commit.committed", &[1, 2]),
+    ("streams.commit.committed", &[1, 2]),
 ];
 
 /// Aborts at each failpoint in turn, with one group and one set of stores. Before each start, some of the stores are
@@ -229,17 +229,17 @@ fn crash_at_every_failpoint(mut harness: ProcessHarness) {
                 4 => copy_dir(copy.path(), &stores),
                 _ => {}
             }
-            if *point == "runtime.restore.batch" {
+            if *point == "streams.restore.batch" {
                 drop(std::fs::remove_dir_all(&stores));
             }
             harness.write(40);
             let mut child = harness.config.spawn(&format!("{point}=kill@{hit}"));
             let why = format!("the child to abort at {point}, hit {hit}");
             // More input in small steps, so that later passes are reached.
-            let mut looks = 0;
+            let mut polls = 0;
             wait_for(&why, LIMIT, || {
-                looks += 1;
-                if looks % 20 == 0 {
+                polls += 1;
+                if polls % 20 == 0 {
                     harness.write(3);
                 }
                 (!child.is_alive()).then_some(())
@@ -330,19 +330,19 @@ fn move_partitions(kip848: bool) {
         ..harness.config.clone()
     };
     harness.write(60);
-    let mut one = harness.config.spawn("runtime.revoked=kill");
+    let mut one = harness.config.spawn("streams.revoked=kill");
     wait_for("the first process to work", LIMIT, || {
         // If the second thread of this process joins late, partitions of the first thread are revoked, and the process
         // aborts before the second process has joined.
         if !one.is_alive() {
-            one = harness.config.spawn("runtime.revoked=kill");
+            one = harness.config.spawn("streams.revoked=kill");
         }
         (harness.outputs() >= 60).then_some(())
     });
     // The second process joins; the first process aborts during the revocation.
     let mut two = other.spawn("");
     harness.write(60);
-    one.ended("the first process to abort at runtime.revoked");
+    one.ended("the first process to abort at streams.revoked");
     harness.check();
     // The first process rejoins, and the second is killed in the middle of its work.
     let one = harness.config.spawn("");
@@ -392,10 +392,7 @@ fn broker_restart_loses_nothing_without_restart() {
                 .find(|component| !component.ready)
         });
         assert!(red.cause.is_some_and(|cause| !cause.is_empty()));
-        assert!(
-            red.next_command
-                .is_some_and(|command| command.contains("trunkline doctor"))
-        );
+        assert!(red.fix.is_some_and(|command| command.contains("trunkline doctor")));
         broker.restart();
         harness.write(50);
         harness.check();

@@ -211,9 +211,9 @@ pub fn delete_records(bootstrap: &str, topic: &str, partition: i32, below: i64) 
     fs::write(file.path(), wanted.to_string()).expect("write what is to be deleted");
     let path = file.path().to_str().expect("a plain path");
     let class = "org.apache.kafka.tools.DeleteRecordsCommand";
-    let said = tool(class, bootstrap, &["--offset-json-file", path]);
+    let output = tool(class, bootstrap, &["--offset-json-file", path]);
     // The tool exits successfully even if the broker has rejected the request.
-    assert!(said.contains("low_watermark"), "{said}");
+    assert!(output.contains("low_watermark"), "{output}");
 }
 
 /// Deletes a group and its offsets, like `kafka-consumer-groups.sh --delete` or the retention of offsets.

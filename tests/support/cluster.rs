@@ -34,9 +34,9 @@ pub struct Cluster {
 impl Cluster {
     /// Starts three brokers and waits until all of them serve requests.
     pub fn start() -> Cluster {
-        let seat = |_| (directory(), free_port(), free_port());
-        let seats: Vec<(TempDir, u16, u16)> = (0..BROKERS).map(seat).collect();
-        let voters: Vec<String> = seats
+        let location = |_| (directory(), free_port(), free_port());
+        let locations: Vec<(TempDir, u16, u16)> = (0..BROKERS).map(location).collect();
+        let voters: Vec<String> = locations
             .iter()
             .enumerate()
             .map(|(at, (_, _, controller))| format!("{}@127.0.0.1:{controller}", at + 1))
@@ -46,7 +46,7 @@ impl Cluster {
             let text = properties(dir.path(), at + 1, port, controller, &voters);
             Broker::lay_out(dir, port, &id, &text, &[])
         };
-        let mut brokers: Vec<Broker> = seats.into_iter().enumerate().map(lay_out).collect();
+        let mut brokers: Vec<Broker> = locations.into_iter().enumerate().map(lay_out).collect();
         // A broker serves requests only after a quorum of controllers has formed, so all brokers are started before the
         // first wait.
         brokers.iter_mut().for_each(Broker::launch);
@@ -87,12 +87,12 @@ impl Cluster {
              print(len(found.brokers) < n or [f'{t.topic}/{p.id}' for t in found.topics.values() \
              for p in t.partitions.values() if len(p.isrs) < n] or '')";
         let brokers = BROKERS.to_string();
-        let asked = Command::new(python())
+        let requested = Command::new(python())
             .args(["-c", script, &self.bootstrap(), &brokers])
             .output()
             .expect("run Python");
-        if asked.status.success() {
-            String::from_utf8_lossy(&asked.stdout).trim().to_owned()
+        if requested.status.success() {
+            String::from_utf8_lossy(&requested.stdout).trim().to_owned()
         } else {
             "the cluster does not respond".to_owned()
         }

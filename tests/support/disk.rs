@@ -46,10 +46,10 @@ impl Disk {
         let words = [as_root, command].concat();
         let done = Command::new(words[0]).args(&words[1..]).arg(self.dir.path()).output();
         let done = done.expect("run mount");
-        let said = String::from_utf8_lossy(&done.stderr);
+        let output = String::from_utf8_lossy(&done.stderr);
         assert!(
             done.status.success(),
-            "{words:?} failed; mounting needs root or sudo without a password: {said}"
+            "{words:?} failed; mounting needs root or sudo without a password: {output}"
         );
     }
 }

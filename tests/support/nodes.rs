@@ -185,7 +185,7 @@ impl Fleet {
             let mut all = report["components"].as_array()?.iter();
             let red = all.find(|red| red["name"] == component && text(red, "cause").contains(cause))?;
             assert_eq!(status, 503, "{report}");
-            assert!(!text(red, "next_command").is_empty(), "{report}");
+            assert!(!text(red, "fix").is_empty(), "{report}");
             Some(())
         });
     }

@@ -35,7 +35,7 @@ mod types;
 mod value;
 
 pub use error::ExprError;
-pub use eval::{EvalError, EvalFault};
+pub use eval::{EvalError, EvalErrorKind};
 pub use program::Program;
 pub use scalar::{Cell, Scalar};
 pub use types::{Field, Form, RowType, Type};

@@ -87,6 +87,6 @@ mod tests {
     fn rejected_name_has_a_valid_example() {
         assert_eq!(rejected("edge-1"), None);
         assert!(rejected("order viewed").unwrap().ends_with("such as `order_viewed`"));
-        assert!(rejected("").is_some() && rejected("~close").is_some() && rejected(&"a".repeat(64)).is_some());
+        assert!(rejected("").is_some() && rejected("~end").is_some() && rejected(&"a".repeat(64)).is_some());
     }
 }

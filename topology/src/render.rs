@@ -391,17 +391,17 @@ mod tests {
             streams.processor.views_with_customer.dlq                   3           30 days
             streams.orders_by_customer.changelog.groups                 1           compacted
             streams.change.shop.dlq                                     1           30 days
-            streams.customers_by_orders.changelog.rekey                 3           compacted
+            streams.customers_by_orders.changelog.repartition           3           compacted
             streams.customers_by_orders.changelog.groups                2           compacted
             streams.customers_by_orders.repartition.dlq                 2           30 days
-            streams.orders_per_minute.changelog.rekey                   1           compacted
+            streams.orders_per_minute.changelog.repartition             1           compacted
             streams.orders_per_minute.changelog.groups                  2           compacted
             streams.orders_per_minute.repartition.dlq                   2           30 days
-            streams.views_with_customer.changelog.rekey.left            3           compacted
+            streams.views_with_customer.changelog.repartition.left      3           compacted
             streams.event.order_viewed.dlq                              3           30 days
             streams.views_with_customer.changelog.pairs                 3           compacted
             streams.views_with_customer.repartition.left.dlq            3           30 days
-            streams.views_with_customer.changelog.rekey.right           1           compacted
+            streams.views_with_customer.changelog.repartition.right     1           compacted
             streams.views_with_customer.repartition.right.dlq           3           30 days
 
             node     runs

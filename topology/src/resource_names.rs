@@ -122,7 +122,7 @@ mod tests {
     fn all(names: &Names, declared: &str) -> Vec<String> {
         let stores = [
             names.local(&names.processor(declared)).to_owned(),
-            "rekey.right".to_owned(),
+            "repartition.right".to_owned(),
         ];
         let mut all = vec![
             names.change(declared),

@@ -261,7 +261,7 @@ mod tests {
             ("user:{}", 5..7, "the parameter has no name"),
             ("user{id}", 0..5, "`user` and a parameter are in the same part"),
             ("user:{id}x", 9..10, "`x` directly after a parameter"),
-            ("~close", 0..1, "`~` is not allowed in a template"),
+            ("~stale", 0..1, "`~` is not allowed in a template"),
             ("us er", 2..3, "` ` is not allowed in a template"),
         ];
         for (text, span, message) in cases {

@@ -291,7 +291,7 @@ fn declarative(topology: &Topology) -> impl Iterator<Item = Processor> {
             add(
                 topic,
                 topology.partitions_of(feed.input),
-                String::from(processor.rekey_store(side)),
+                String::from(processor.repartition_store(side)),
             );
             add(between.clone(), feed.partitions, String::from(store));
             outputs.push(between);
@@ -491,15 +491,15 @@ mod tests {
         expect![[r#"
             orders_by_customer: streams.change.shop (1) -> groups
             orders_by_customer: writes streams.processor.orders_by_customer
-            customers_by_orders: streams.processor.orders_by_customer (3) -> rekey
+            customers_by_orders: streams.processor.orders_by_customer (3) -> repartition
             customers_by_orders: streams.customers_by_orders.repartition (2) -> groups
             customers_by_orders: writes streams.customers_by_orders.repartition, streams.processor.customers_by_orders
-            orders_per_minute: streams.change.shop (1) -> rekey
+            orders_per_minute: streams.change.shop (1) -> repartition
             orders_per_minute: streams.orders_per_minute.repartition (2) -> groups
             orders_per_minute: writes streams.orders_per_minute.repartition, streams.processor.orders_per_minute
-            views_with_customer: streams.event.order_viewed (3) -> rekey.left
+            views_with_customer: streams.event.order_viewed (3) -> repartition.left
             views_with_customer: streams.views_with_customer.repartition.left (3) -> pairs
-            views_with_customer: streams.change.shop (1) -> rekey.right
+            views_with_customer: streams.change.shop (1) -> repartition.right
             views_with_customer: streams.views_with_customer.repartition.right (3) -> pairs
             views_with_customer: writes streams.views_with_customer.repartition.left, streams.views_with_customer.repartition.right, streams.processor.views_with_customer
         "#]].assert_eq(&out);

@@ -44,7 +44,7 @@ pub(crate) fn hash_of(parts: &[&str]) -> u64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Point {
     /// T: offset of the last transaction end marker that the state contains.
-    pub closed: Offset,
+    pub end_marker: Offset,
     /// Smallest offset at or below T whose record was still pending, else T + 1. The next delta starts at this offset
     /// (invariant I2, correct delta).
     pub low: Offset,
@@ -195,8 +195,8 @@ fn push_points(out: &mut Vec<u8>, points: &BTreeMap<i32, Point>) {
     for (partition, point) in points {
         push_signed(out, i64::from(*partition));
         // The difference between T and `low` is small, usually -1, and so takes fewer bytes than `low` itself.
-        push_signed(out, point.closed);
-        push_signed(out, point.closed.wrapping_sub(point.low));
+        push_signed(out, point.end_marker);
+        push_signed(out, point.end_marker.wrapping_sub(point.low));
         push_signed(out, point.time);
     }
 }
@@ -267,12 +267,12 @@ impl Bytes<'_> {
         let mut points = BTreeMap::new();
         for _ in 0..count {
             let partition = self.partition()?;
-            let closed = self.signed()?;
-            let low = closed.wrapping_sub(self.signed()?);
+            let end_marker = self.signed()?;
+            let low = end_marker.wrapping_sub(self.signed()?);
             points.insert(
                 partition,
                 Point {
-                    closed,
+                    end_marker,
                     low,
                     time: self.signed()?,
                 },
@@ -324,7 +324,7 @@ mod tests {
     use super::*;
 
     fn cursor() -> Cursor {
-        let point = |closed, low, time| Point { closed, low, time };
+        let point = |end_marker, low, time| Point { end_marker, low, time };
         Cursor {
             log: 7,
             owner: Owner::new("main/42", "phone"),

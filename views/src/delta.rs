@@ -5,7 +5,7 @@
 //! round's first page. The pages contain the live rows, ordered by bucket and offset. A row that is superseded during
 //! the round is skipped, because the next round sends its successor. A page is `complete` only if it is the only page
 //! of its round, because then all its rows were read at one instant, and the device has the state at T (I2). A replica
-//! whose T is below one that the device has seen answers [`Answer::Behind`] (I4).
+//! whose T is below one that the device has seen answers [`DeltaResult::Behind`] (I4).
 
 use crate::change::Change;
 use crate::cursor::{Cursor, Owner, Point, Round, RoundPosition};
@@ -19,7 +19,7 @@ use std::sync::RwLockReadGuard;
 
 /// Input of a delta.
 #[derive(Debug)]
-pub struct Request<'a> {
+pub struct DeltaRequest<'a> {
     /// Principal and device.
     pub owner: Owner,
     /// Buckets that the principal may read now.
@@ -41,7 +41,7 @@ pub struct Request<'a> {
 
 /// Result of a delta.
 #[derive(Debug)]
-pub enum Answer {
+pub enum DeltaResult {
     /// Page to send.
     Page(Box<Page>),
     /// Nothing changed, and the cursor needs no replacement.
@@ -87,7 +87,7 @@ type LockedPartitions<'a> = BTreeMap<i32, RwLockReadGuard<'a, PartitionState>>;
 ///
 /// # Errors
 /// An error of the store.
-pub fn delta(replica: &Replica, request: &Request<'_>) -> Result<Answer, Error> {
+pub fn delta(replica: &Replica, request: &DeltaRequest<'_>) -> Result<DeltaResult, Error> {
     let cursor = request
         .cursor
         .as_ref()
@@ -105,10 +105,10 @@ pub fn delta(replica: &Replica, request: &Request<'_>) -> Result<Answer, Error> 
     let mut partitions = LockedPartitions::new();
     for partition in numbers {
         let Some(state) = replica.state(partition) else {
-            return Ok(Answer::NotReady(NotReady::NotServed { partition }));
+            return Ok(DeltaResult::NotReady(NotReady::NotServed { partition }));
         };
         if let Err(reason) = check_ready(partition, &state, replica.times(), request.now) {
-            return Ok(Answer::NotReady(reason));
+            return Ok(DeltaResult::NotReady(reason));
         }
         partitions.insert(partition, state);
     }
@@ -116,7 +116,7 @@ pub fn delta(replica: &Replica, request: &Request<'_>) -> Result<Answer, Error> 
     let old = cursor.is_some_and(|c| oldest(c) < horizon);
     // Checked before the horizon: a full reset to an older T would return the device to an older state (I4).
     if cursor.is_some_and(|c| behind(c, &partitions)) {
-        return Ok(Answer::Behind);
+        return Ok(DeltaResult::Behind);
     }
     let base = match cursor {
         Some(cursor) if !old => cursor.clone(),
@@ -148,18 +148,18 @@ fn oldest(cursor: &Cursor) -> Millis {
 /// Whether the replica's T is below a T of which this device has received rows. `seen` counts too: a page omits a row
 /// that was superseded later than the T of the round, and only a replica with at least that T sends its successor.
 fn behind(cursor: &Cursor, partitions: &LockedPartitions<'_>) -> bool {
-    let closed = |partition: &i32| partitions.get(partition).map_or(-1, |s| s.closed);
+    let end_marker = |partition: &i32| partitions.get(partition).map_or(-1, |s| s.end_marker);
     let round = cursor.round.iter().flat_map(|r| r.points.iter());
     cursor
         .points
         .iter()
         .chain(round)
-        .any(|(p, point)| closed(p) < point.closed)
-        || cursor.seen.iter().any(|(p, seen)| closed(p) < *seen)
+        .any(|(p, point)| end_marker(p) < point.end_marker)
+        || cursor.seen.iter().any(|(p, seen)| end_marker(p) < *seen)
 }
 
 /// The base of a full reset. Keeps `seen`, so that the reset is not followed by a page of an older T.
-fn empty_cursor(replica: &Replica, request: &Request<'_>, old: Option<&Cursor>) -> Cursor {
+fn empty_cursor(replica: &Replica, request: &DeltaRequest<'_>, old: Option<&Cursor>) -> Cursor {
     Cursor {
         log: replica.log(),
         owner: request.owner,
@@ -175,7 +175,7 @@ fn empty_cursor(replica: &Replica, request: &Request<'_>, old: Option<&Cursor>) 
 /// Builds one page.
 struct Pager<'a> {
     replica: &'a Replica,
-    request: &'a Request<'a>,
+    request: &'a DeltaRequest<'a>,
     partitions: LockedPartitions<'a>,
     reset_all: bool,
     /// The device's state: its cursor, or an empty one for a full reset.
@@ -195,7 +195,7 @@ struct Draft {
 }
 
 impl Pager<'_> {
-    fn page(self) -> Result<Answer, Error> {
+    fn page(self) -> Result<DeltaResult, Error> {
         let mut readable: Vec<&Bucket> = self.request.readable.iter().collect();
         readable.sort_unstable_by_key(|b| b.id);
         readable.dedup_by_key(|b| b.id);
@@ -239,14 +239,14 @@ impl Pager<'_> {
         let same = covered == self.base.covered && draft.drops.is_empty();
         let quiet = self.request.patient || !self.stale_changed();
         if first && empty && !self.reset_all && same && fresh && self.base.complete && quiet {
-            return Ok(Answer::NotModified);
+            return Ok(DeltaResult::NotModified);
         }
-        Ok(Answer::Page(Box::new(self.finish(first, covered, round, draft))))
+        Ok(DeltaResult::Page(Box::new(self.finish(first, covered, round, draft))))
     }
 
     /// Whether the stale views may differ from those in the last page of this cursor.
     fn stale_changed(&self) -> bool {
-        let known = |p: &i32| self.base.points.get(p).map_or(-1, |point| point.closed);
+        let known = |p: &i32| self.base.points.get(p).map_or(-1, |point| point.end_marker);
         self.partitions.iter().any(|(p, state)| state.stale_changed > known(p))
     }
 
@@ -256,7 +256,7 @@ impl Pager<'_> {
         let mut seen = self.base.seen.clone();
         for (partition, state) in &self.partitions {
             let seen = seen.entry(*partition).or_insert(-1);
-            *seen = (*seen).max(state.closed);
+            *seen = (*seen).max(state.end_marker);
         }
         let mut cursor = Cursor {
             seen,
@@ -317,7 +317,7 @@ impl Pager<'_> {
         }
         let new = self.base.covered.binary_search(&bucket.id).is_err();
         let none = Point {
-            closed: -1,
+            end_marker: -1,
             low: 0,
             time: 0,
         };
@@ -341,7 +341,7 @@ impl Pager<'_> {
         let state = partition.and_then(|s| s.buckets.get(&bucket.id));
         // Makes an idle poll cheap: if no marker changed the bucket since the cursor's T, the store is not read. If the
         // stored bucket has a different name, the ids collide and the bucket's rows are not shown.
-        if state.is_none_or(|s| *s.name != *bucket.name || s.changed <= known.closed) {
+        if state.is_none_or(|s| *s.name != *bucket.name || s.changed <= known.end_marker) {
             return Ok(());
         }
         // Starts at `low` and not at T + 1, because a row that was pending at T has an offset below T. Ends at T of the
@@ -351,10 +351,10 @@ impl Pager<'_> {
             if new {
                 row.json.is_some()
             } else {
-                row.closed > known.closed
+                row.end_marker > known.end_marker
             }
         };
-        self.scan(bucket, from..=point.closed, wanted, draft)
+        self.scan(bucket, from..=point.end_marker, wanted, draft)
     }
 
     /// Adds the wanted rows of a bucket in offset order until the page is full.

@@ -13,8 +13,8 @@ pub const VERSION: &str = "v";
 /// Format of the records. A reader rejects a newer format.
 pub const FORMAT: i64 = 1;
 
-const CLOSE: &str = "~close";
-const OPEN: &str = "~open";
+const TRANSACTION_END: &str = "~end";
+const TRANSACTION_BEGIN: &str = "~begin";
 const GRANT: &str = "~grant";
 const STALE: &str = "~stale";
 
@@ -31,7 +31,7 @@ pub enum ViewRecord<'a> {
         at_ms: i64,
     },
     /// Begin marker: the writer's source transaction continues in its next Kafka transaction. Pending, never visible.
-    Open {
+    TransactionBegin {
         /// The writer.
         writer: Cow<'a, str>,
     },
@@ -104,17 +104,17 @@ pub fn parse<'a>(record: &event_log::RecordRef<'a>) -> Result<ViewRecord<'a>> {
         .ok_or_else(bad)?;
     let (first, rest) = take_string(inside).ok_or_else(bad)?;
     match first.as_ref() {
-        CLOSE => {
+        TRANSACTION_END => {
             let (writer, _) = take_string(rest).ok_or_else(bad)?;
             Ok(ViewRecord::TransactionEnd {
                 writer,
                 at_ms: source_commit_ms(record.value())?,
             })
         }
-        OPEN => {
+        TRANSACTION_BEGIN => {
             let (writer, _) = take_string(rest).ok_or_else(bad)?;
             check_format(record.value())?;
-            Ok(ViewRecord::Open { writer })
+            Ok(ViewRecord::TransactionBegin { writer })
         }
         STALE => {
             let (view, _) = take_string(rest).ok_or_else(bad)?;
@@ -238,10 +238,10 @@ impl<'a> Body<'a> {
 pub struct Writer {
     id: String,
     row_schema: [u8; 5],
-    close_key: Vec<u8>,
-    close_schema: [u8; 5],
-    open_key: Vec<u8>,
-    open_schema: [u8; 5],
+    end_key: Vec<u8>,
+    end_schema: [u8; 5],
+    begin_key: Vec<u8>,
+    begin_schema: [u8; 5],
     stale_schema: [u8; 5],
     key: Vec<u8>,
     value: Vec<u8>,
@@ -253,9 +253,9 @@ pub struct SchemaIds {
     /// Id of `trunkline.ViewRow`.
     pub row: u32,
     /// Id of `trunkline.TransactionEnd`.
-    pub closing: u32,
+    pub transaction_end: u32,
     /// Id of `trunkline.TransactionBegin`.
-    pub open: u32,
+    pub transaction_begin: u32,
     /// Id of `trunkline.Stale`.
     pub stale: u32,
 }
@@ -272,12 +272,12 @@ impl Writer {
             [0, a, b, c, d]
         };
         Writer {
-            close_key: reserved_key(CLOSE, &id),
-            open_key: reserved_key(OPEN, &id),
+            end_key: reserved_key(TRANSACTION_END, &id),
+            begin_key: reserved_key(TRANSACTION_BEGIN, &id),
             id,
             row_schema: framed(schemas.row),
-            close_schema: framed(schemas.closing),
-            open_schema: framed(schemas.open),
+            end_schema: framed(schemas.transaction_end),
+            begin_schema: framed(schemas.transaction_begin),
             stale_schema: framed(schemas.stale),
             key: Vec::new(),
             value: Vec::new(),
@@ -309,18 +309,18 @@ impl Writer {
     }
 
     /// Encodes a transaction end marker. `version` is that of the source transaction.
-    pub fn closing(&mut self, version: Version, at_ms: i64) -> Written<'_> {
-        start_value(&mut self.value, &self.close_schema);
+    pub fn transaction_end(&mut self, version: Version, at_ms: i64) -> Written<'_> {
+        start_value(&mut self.value, &self.end_schema);
         push_bytes(&mut self.value, &version.to_bytes());
         push_long(&mut self.value, at_ms);
-        (&self.close_key, Some(&self.value))
+        (&self.end_key, Some(&self.value))
     }
 
     /// Encodes a begin marker, for a Kafka transaction that ends within a source transaction.
     pub fn transaction_begin(&mut self, version: Version) -> Written<'_> {
-        start_value(&mut self.value, &self.open_schema);
+        start_value(&mut self.value, &self.begin_schema);
         push_bytes(&mut self.value, &version.to_bytes());
-        (&self.open_key, Some(&self.value))
+        (&self.begin_key, Some(&self.value))
     }
 
     /// Encodes a stale mark of this writer.
@@ -395,8 +395,8 @@ mod tests {
 
     const IDS: SchemaIds = SchemaIds {
         row: 1,
-        closing: 2,
-        open: 3,
+        transaction_end: 2,
+        transaction_begin: 3,
         stale: 4,
     };
 
@@ -439,7 +439,7 @@ mod tests {
     #[test]
     fn transaction_markers_round_trip() {
         let mut writer = Writer::new("p/t/0/0", IDS);
-        let (key, value) = writer.closing(Version::default(), 1_732_390_000_123);
+        let (key, value) = writer.transaction_end(Version::default(), 1_732_390_000_123);
         let read = batch(Some(key), value, &[]);
         let want = ViewRecord::TransactionEnd {
             writer: "p/t/0/0".into(),
@@ -450,7 +450,7 @@ mod tests {
         let read = batch(Some(key), value, &[]);
         assert_eq!(
             parse(&read.get(0).unwrap()).unwrap(),
-            ViewRecord::Open {
+            ViewRecord::TransactionBegin {
                 writer: "p/t/0/0".into()
             }
         );
@@ -470,7 +470,7 @@ mod tests {
             (Some(b"[\"b\",\"v\",1]"), None, &[]),
             (Some(b"[\"b\",\"v\",1]"), Some(b"\x01\x00"), &good),
             (Some(b"[\"b\",\"v\",1]"), Some(&newer), &good),
-            (Some(b"[\"~close\",\"w\"]"), None, &[]),
+            (Some(b"[\"~end\",\"w\"]"), None, &[]),
         ];
         let texts: Vec<String> = cases
             .iter()

@@ -44,7 +44,7 @@ pub fn run(dev: &args::Dev) -> Result<()> {
     let view_log = topology.names().view_log();
     let plan = plan(dev, topology, &key, &ingest_token)?;
     let open = opener(dev)?;
-    let token = key.mint(
+    let token = key.sign(
         &TokenRequest {
             subject: shop::CUSTOMER.into(),
             audience: DEV_AUDIENCE.into(),

@@ -33,7 +33,7 @@ pub fn run(output: Output, offsets: &args::Offsets) -> Result<()> {
     }))?;
     let inputs = response
         .first()
-        .and_then(|standing| standing.get("inputs"))
+        .and_then(|positions| positions.get("inputs"))
         .and_then(Value::as_array);
     print::items(
         output,

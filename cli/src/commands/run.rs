@@ -26,7 +26,7 @@ pub fn run(run: &args::Run) -> Result<()> {
     };
     let config = config::read(&run.config)?;
     if let Some(edge) = &config.edge {
-        edge::token::refuse_development(edge)
+        edge::token::reject_development_issuer(edge)
             .context("the edge configuration contains the public key of a `trunkline dev`")?;
     }
     if let Some(edge) = config.edge.as_ref().filter(|_| declared.roles.contains(&Role::Edge)) {

@@ -3,7 +3,7 @@
 use super::context::{Context, DAY_MS};
 use super::processor;
 use anyhow::{Context as _, Result};
-use processors::declared;
+use processors::declarative;
 use std::sync::Arc;
 use topology::{Processor, Topology};
 
@@ -18,7 +18,7 @@ pub fn start(context: &Context, topology: &Arc<Topology>, name: &str) {
     let (prepared, topology, declaration) = (context.clone(), topology.clone(), processor.clone());
     processor::start(context, &format!("{name} schema"), config, Some(processor), move || {
         let schema_id = register_schema(&prepared, &declaration)?;
-        Ok(declared::application(&declared::Config {
+        Ok(declarative::application(&declarative::Config {
             topology: topology.clone(),
             processor: declaration.clone(),
             schema_id,

@@ -3,23 +3,22 @@
 use super::context::Context;
 use anyhow::{Context as _, Result};
 use connectors::ingest::{Config, EventTopic, Ingest};
-use connectors::sources::http::Inlet;
+use connectors::sources::http::HttpSourceHandle;
 use event_log::ErrorAction;
 use registry::SharedRegistry;
-use service::{Drain, backoff::Backoff, chain};
+use service::{AttemptError, Drain, RetryPolicy, chain, retry_blocking};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 use topology::{Event, Names, Topology};
 
-/// Registers the schemas of the events, then starts the listener. `sources` are the inlets of HTTP sources by topic, named as
+/// Registers the schemas of the events, then starts the listener. `sources` are the handles of HTTP sources by topic, named as
 /// in the URL of a post.
 pub async fn start(
     context: &Context,
     topology: &Topology,
     config: Config,
-    sources: BTreeMap<String, Inlet>,
+    sources: BTreeMap<String, HttpSourceHandle>,
 ) -> Result<SocketAddr> {
     let listener = config.bind()?;
     let address = listener.address();
@@ -48,21 +47,21 @@ fn register_events(
     names: &Names,
     drain: &Drain,
 ) -> Result<Vec<EventTopic>> {
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     let mut registered = Vec::new();
     for event in events {
         let topic: Arc<str> = names.event(event.name.as_str()).into();
         let subject = schemas::wire::subject(&topic, event.schema.name());
-        let id = loop {
-            match registry.register(&subject, event.schema.text()) {
-                Ok(id) => break id,
-                Err(error) if error.action() == ErrorAction::Retry => {
-                    tracing::warn!(%subject, cause = chain(&error), "registry unavailable; retrying");
-                    anyhow::ensure!(backoff.pause_blocking(drain), "stopped while waiting for the registry");
+        let id = retry_blocking(RetryPolicy::START, drain, || {
+            registry.register(&subject, event.schema.text()).map_err(|error| {
+                if error.action() != ErrorAction::Retry {
+                    return AttemptError::Permanent(error);
                 }
-                Err(error) => return Err(error).with_context(|| format!("cannot register the schema of {topic}")),
-            }
-        };
+                tracing::warn!(%subject, cause = chain(&error), "registry unavailable; retrying");
+                AttemptError::Temporary
+            })
+        });
+        let id = id.with_context(|| format!("cannot register the schema of {topic}"))?;
+        let id = id.context("stopped while waiting for the registry")?;
         registered.push(EventTopic {
             name: names.local(&topic).to_owned(),
             topic,

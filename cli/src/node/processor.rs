@@ -6,9 +6,9 @@ use event_log::ErrorAction;
 use processors::sync_views::{FetchSchema, Unavailable};
 use registry::SharedRegistry;
 use schemas::ids::SchemaId;
-use service::{Drain, backoff::Backoff, chain};
+use service::{AttemptError, Drain, RetryPolicy, chain, retry_blocking};
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 use streams::{Application, Handle};
 use topology::Processor;
 
@@ -25,7 +25,7 @@ pub fn start(
     let tasks = context.tasks.clone();
     tasks.thread(what.replace(' ', "-"), move || {
         let drain = context.tasks.drain();
-        if let Some(application) = retry(&context, &what, &drain, prepare) {
+        if let Some(application) = prepare_with_retry(&context, &what, &drain, prepare) {
             let handle = run(&context, application, config);
             add(&context.backends.running, handle, declaration);
         }
@@ -48,31 +48,24 @@ fn add(running: &RunningProcessors, handle: Handle, declaration: Option<Arc<Proc
 }
 
 /// Repeats `prepare` until it succeeds; `None` if the process stops before.
-fn retry(
+fn prepare_with_retry(
     context: &Context,
     what: &str,
     drain: &Drain,
     prepare: impl Fn() -> anyhow::Result<Application>,
 ) -> Option<Application> {
     let component = context.readiness.register(what);
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-    loop {
-        match prepare() {
-            Ok(application) => {
-                component.ready();
-                return Some(application);
-            }
-            Err(error) => {
-                let cause = format!("{error:#}");
-                tracing::warn!(%cause, component = what, "processor start failed; retrying");
-                let registry = context.backends.registry.describe_self();
-                component.not_ready(cause, format!("check the log and the registry {registry}"));
-            }
-        }
-        if !backoff.pause_blocking(drain) {
-            return None;
-        }
-    }
+    let Ok(application) = retry_blocking(RetryPolicy::START, drain, || {
+        let prepared = prepare().map_err(|error| {
+            let cause = format!("{error:#}");
+            tracing::warn!(%cause, component = what, "processor start failed; retrying");
+            let registry = context.backends.registry.description();
+            component.not_ready(cause, format!("check the log and the registry {registry}"));
+            AttemptError::<Infallible>::Temporary
+        });
+        prepared.inspect(|_| component.ready())
+    });
+    application
 }
 
 /// Configuration of a processor on this node.
@@ -97,13 +90,13 @@ pub fn fetch_schema(registry: SharedRegistry) -> FetchSchema {
     Arc::new(move |id| match registry.by_id(SchemaId(id)) {
         Ok(text) => Ok(text.to_string()),
         Err(error) => {
-            let fate = match error {
+            let action = match error {
                 registry::Error::SchemaNotFound { .. } => ErrorAction::DeadLetter,
                 _ => ErrorAction::Retry,
             };
             Err(Unavailable {
                 reason: chain(&error),
-                fate,
+                action,
             })
         }
     })

@@ -3,7 +3,7 @@
 use super::context::Context;
 use anyhow::Result;
 use connectors::source::{Context as SourceContext, OnMismatch, run as run_source};
-use connectors::sources::http::Inlet;
+use connectors::sources::http::HttpSourceHandle;
 use connectors::sources::postgres;
 use connectors::status::Handle;
 use schemas::pg_types::Column;
@@ -18,8 +18,8 @@ pub fn start_postgres(context: &Context, source: &Source, config: &postgres::Con
     Ok(())
 }
 
-/// Starts an HTTP source on its own thread. The ingest listener passes posted transactions to the returned inlet.
-pub fn start_http(context: &Context, source: &Source) -> Inlet {
+/// Starts an HTTP source on its own thread. The ingest listener passes posted transactions to the returned handle.
+pub fn start_http(context: &Context, source: &Source) -> HttpSourceHandle {
     let table = |table: &Table| connectors::sources::http::DeclaredTable {
         name: table.name.as_str().into(),
         schema: table.schema.clone(),
@@ -28,9 +28,9 @@ pub fn start_http(context: &Context, source: &Source) -> Inlet {
     let tables = source.tables.iter().map(table).collect();
     let (registry, clock) = (context.backends.registry.clone(), context.backends.clock.clone());
     let topic = topic(context, source);
-    let (connector, inlet) = connectors::sources::http::Source::new(&source.name, &topic, tables, registry, clock);
+    let (connector, handle) = connectors::sources::http::Source::new(&source.name, &topic, tables, registry, clock);
     start(context, source, connector, OnMismatch::Stop);
-    inlet
+    handle
 }
 
 fn start<S>(context: &Context, source: &Source, connector: S, on_mismatch: OnMismatch)

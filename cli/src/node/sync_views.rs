@@ -32,8 +32,8 @@ fn register_schemas(context: &Context) -> Result<SchemaIds> {
     };
     Ok(SchemaIds {
         row: register(ViewRow::NAME, ViewRow::AVSC)?,
-        closing: register(TransactionEnd::NAME, TransactionEnd::AVSC)?,
-        open: register(TransactionBegin::NAME, TransactionBegin::AVSC)?,
+        transaction_end: register(TransactionEnd::NAME, TransactionEnd::AVSC)?,
+        transaction_begin: register(TransactionBegin::NAME, TransactionBegin::AVSC)?,
         stale: register(Stale::NAME, Stale::AVSC)?,
     })
 }
@@ -80,6 +80,6 @@ fn application(context: &Context, rules: &Rules, schemas: SchemaIds, horizon_ms:
     };
     Application {
         name: context.names.application(SYNC_VIEWS),
-        subtopologies: rules.lines().iter().map(sub_topology).collect(),
+        subtopologies: rules.sources().iter().map(sub_topology).collect(),
     }
 }

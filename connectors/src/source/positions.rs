@@ -66,9 +66,9 @@ impl Stored {
     pub(super) fn source_epoch(&self) -> Option<u32> {
         #[derive(serde::Deserialize)]
         struct AnyFormat {
-            inc: u32,
+            epoch: u32,
         }
-        serde_json::from_str(&self.moving).ok().map(|AnyFormat { inc }| inc)
+        serde_json::from_str(&self.moving).ok().map(|AnyFormat { epoch }| epoch)
     }
 
     fn static_revision(&self) -> Option<String> {

@@ -112,7 +112,7 @@ struct PendingResponse {
 
 /// Handle with which request handlers submit transactions to the source.
 #[derive(Clone)]
-pub struct Inlet {
+pub struct HttpSourceHandle {
     posts: mpsc::Sender<PostRequest>,
     tables: Arc<RwLock<Arc<[Table]>>>,
 }
@@ -128,7 +128,7 @@ pub enum PostError {
     UnknownOutcome,
 }
 
-impl Inlet {
+impl HttpSourceHandle {
     /// The tables; empty until the source has registered their schemas.
     pub fn tables(&self) -> Arc<[Table]> {
         self.tables
@@ -234,17 +234,18 @@ impl Table {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Position {
     v: u32,
-    inc: u32,
+    #[serde(rename = "epoch")]
+    source_epoch: u32,
     pos: u64,
     recent: Recent,
 }
 
 impl Position {
     /// The start of a source epoch.
-    fn start(inc: u32, recent: Recent) -> Self {
+    fn start(source_epoch: u32, recent: Recent) -> Self {
         Position {
             v: FORMAT,
-            inc,
+            source_epoch,
             pos: 0,
             recent,
         }
@@ -261,7 +262,8 @@ struct Version {
 /// the body, so they cannot be compared with those of a repeated request.
 #[derive(Deserialize)]
 struct Version1 {
-    inc: u32,
+    #[serde(rename = "epoch")]
+    source_epoch: u32,
     pos: u64,
 }
 
@@ -284,10 +286,10 @@ impl source::Position for Position {
         let damaged = |error: serde_json::Error| Unreadable::StartOver(error.to_string());
         match serde_json::from_str(json).map_err(damaged)? {
             Version { v: 1 } => {
-                let Version1 { inc, pos } = serde_json::from_str(json).map_err(damaged)?;
+                let Version1 { source_epoch, pos } = serde_json::from_str(json).map_err(damaged)?;
                 Ok(Position {
                     pos,
-                    ..Position::start(inc, Recent::default())
+                    ..Position::start(source_epoch, Recent::default())
                 })
             }
             Version { v: FORMAT } => serde_json::from_str(json).map_err(damaged),
@@ -298,7 +300,7 @@ impl source::Position for Position {
     }
 
     fn is_beyond(&self, other: &Self) -> bool {
-        (self.inc, self.pos) > (other.inc, other.pos)
+        (self.source_epoch, self.pos) > (other.source_epoch, other.pos)
     }
 }
 
@@ -323,10 +325,10 @@ impl Source {
         declared: Vec<DeclaredTable>,
         registry: SharedRegistry,
         clock: SharedClock,
-    ) -> (Self, Inlet) {
+    ) -> (Self, HttpSourceHandle) {
         let (send, posts) = mpsc::channel(QUEUE_MAX);
         let tables: Arc<RwLock<Arc<[Table]>>> = Arc::new(RwLock::new(Arc::new([])));
-        let inlet = Inlet {
+        let handle = HttpSourceHandle {
             posts: send,
             tables: tables.clone(),
         };
@@ -341,7 +343,7 @@ impl Source {
             position: Position::start(1, Recent::default()),
             pending: VecDeque::new(),
         };
-        (source, inlet)
+        (source, handle)
     }
 
     fn publish(&mut self, post: PostRequest, batch: &mut Batch<Position>) {
@@ -366,7 +368,7 @@ impl Source {
         for (n, change) in post.changes.iter().enumerate() {
             tx.clear();
             Tx {
-                incarnation: self.position.inc,
+                source_epoch: self.position.source_epoch,
                 position: Lsn(self.position.pos),
                 ordinal: u32::try_from(n).unwrap_or(u32::MAX),
                 last: n + 1 == count,
@@ -469,7 +471,7 @@ impl source::Source for Source {
     }
 
     fn close(&mut self) {
-        // Dropping the senders makes `Inlet::post` return `UnknownOutcome`.
+        // Dropping the senders makes `HttpSourceHandle::post` return `UnknownOutcome`.
         self.pending.clear();
         *self.tables.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new([]);
     }

@@ -287,7 +287,7 @@ fn damaged(key: &[u8], error: &serde_json::Error) -> Error {
             "the row {} of its state cannot be parsed: {error}",
             String::from_utf8_lossy(key)
         ),
-        fate: ErrorAction::Stop,
+        action: ErrorAction::Stop,
     }
 }
 

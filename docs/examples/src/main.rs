@@ -102,7 +102,7 @@ async fn start(settings: Settings, tasks: Tasks) -> Result<(), BoxError> {
             readiness: &readiness,
         },
     );
-    tracing::info!(log = log.describe_self(), readyz = %format!("http://{listens}/readyz"), "loyalty started");
+    tracing::info!(log = log.description(), readyz = %format!("http://{listens}/readyz"), "loyalty started");
     Ok(())
 }
 

@@ -119,9 +119,9 @@ fn survives_restarts(harness: &Harness) {
     loyalty.order("o-1", 1000);
     loyalty.until_points(10);
     let numbers = loyalty.until("GET", "/metrics", |text| {
-        text.contains("trunkline_runtime_commits_total")
+        text.contains("trunkline_streams_commits_total")
     });
-    assert!(numbers.contains("trunkline_runtime_records_in_total"), "{numbers}");
+    assert!(numbers.contains("trunkline_streams_records_in_total"), "{numbers}");
     assert!(loyalty.end("-TERM"), "a drained process exits with status 0");
     let loyalty = harness.start();
     loyalty.order("o-2", 500);

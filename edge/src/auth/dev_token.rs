@@ -2,7 +2,7 @@
 //! configured issuer.
 //!
 //! A token of a [`DevKey`] is accepted only by an edge that is configured with [`DevKey::issuer`] of the same key. Its
-//! issuer is [`DEV_ISSUER`], which `trunkline run` rejects ([`refuse_development`]), so such a key cannot be used in
+//! issuer is [`DEV_ISSUER`], which `trunkline run` rejects ([`reject_development_issuer`]), so such a key cannot be used in
 //! production by accident.
 
 use super::cursor_keys::{KeysError, random, read_or_create};
@@ -91,7 +91,7 @@ pub fn parse_claim(text: &str) -> Result<(String, Value), TokenError> {
 ///
 /// # Errors
 /// The field to change.
-pub fn refuse_development(config: &Config) -> Result<(), ConfigError> {
+pub fn reject_development_issuer(config: &Config) -> Result<(), ConfigError> {
     for (index, issuer) in config.issuers.iter().enumerate() {
         if issuer.issuer == DEV_ISSUER {
             let problem = "is the issuer of development tokens, which everyone with access to the data directory of \
@@ -169,7 +169,7 @@ impl DevKey {
     ///
     /// # Errors
     /// What is invalid in the request.
-    pub fn mint(&self, request: &TokenRequest, now_s: i64) -> Result<String, TokenError> {
+    pub fn sign(&self, request: &TokenRequest, now_s: i64) -> Result<String, TokenError> {
         let (algorithm, key) = match self.algorithm {
             Algorithm::HS256 => (jsonwebtoken::Algorithm::HS256, EncodingKey::from_secret(&self.secret)),
             _ => (jsonwebtoken::Algorithm::EdDSA, EncodingKey::from_ed_der(&self.secret)),
@@ -188,7 +188,7 @@ impl DevKey {
 ///
 /// # Errors
 /// There is no such issuer.
-pub fn minting_issuer(issuers: &[IssuerConfig]) -> Result<&IssuerConfig, TokenError> {
+pub fn signing_issuer(issuers: &[IssuerConfig]) -> Result<&IssuerConfig, TokenError> {
     let can_sign = |issuer: &&IssuerConfig| issuer.secret.is_some() && issuer.algorithms.contains(&Algorithm::HS256);
     issuers.iter().find(can_sign).ok_or(TokenError::Request(
         "no issuer of the edge has a shared `secret` and the algorithm HS256; get a token from one of the configured \
@@ -200,7 +200,7 @@ pub fn minting_issuer(issuers: &[IssuerConfig]) -> Result<&IssuerConfig, TokenEr
 ///
 /// # Errors
 /// What is invalid in the request, or that the issuer has no shared secret.
-pub fn mint_as(issuer: &IssuerConfig, request: &TokenRequest, now_s: i64) -> Result<String, TokenError> {
+pub fn sign_with_secret(issuer: &IssuerConfig, request: &TokenRequest, now_s: i64) -> Result<String, TokenError> {
     let secret = issuer.secret.as_ref().ok_or(TokenError::Request(
         "the issuer has no shared `secret`; choose one with HS256",
     ))?;
@@ -274,7 +274,7 @@ mod tests {
             let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
             let token = DevKey::open(here.path(), algorithm)
                 .unwrap()
-                .mint(&request(), NOW_S)
+                .sign(&request(), NOW_S)
                 .unwrap();
             let again = DevKey::open(here.path(), algorithm).unwrap();
             let mut issuer = again.issuer(DEV_AUDIENCE);
@@ -285,11 +285,11 @@ mod tests {
             assert_eq!(identity.claims.get("store"), Some(&Value::from(7)));
             assert_eq!(identity.claims.get("team"), Some(&serde_json::json!(["a", "b"])));
             let other = DevKey::open(there.path(), algorithm).unwrap().issuer(DEV_AUDIENCE);
-            let refused = Authenticator::new(&[other])
+            let rejected = Authenticator::new(&[other])
                 .unwrap()
                 .verify(&token, NOW_S * 1_000)
                 .await;
-            assert_eq!(refused, Err(AuthError::Signature));
+            assert_eq!(rejected, Err(AuthError::Signature));
         }
     }
 
@@ -297,7 +297,7 @@ mod tests {
     async fn shared_secret_issuer_accepts_signed_token() {
         let mut issuer = IssuerConfig::new("demo", "https://demo.invalid/", DEV_AUDIENCE, &[Algorithm::HS256]);
         assert!(
-            mint_as(&issuer, &request(), NOW_S)
+            sign_with_secret(&issuer, &request(), NOW_S)
                 .unwrap_err()
                 .to_string()
                 .contains("`secret`")
@@ -305,7 +305,7 @@ mod tests {
         issuer.secret = Some(Secret::new("a secret of more than 32 bytes, as it must be"));
         let other = IssuerConfig::new("other", "https://other.invalid/", DEV_AUDIENCE, &[Algorithm::RS256]);
         let all = [other, issuer.clone()];
-        let token = mint_as(minting_issuer(&all).unwrap(), &request(), NOW_S).unwrap();
+        let token = sign_with_secret(signing_issuer(&all).unwrap(), &request(), NOW_S).unwrap();
         let auth = Authenticator::new(&[issuer]).unwrap();
         let identity = auth.verify(&token, NOW_S * 1_000).await.unwrap();
         assert_eq!(identity.principal.to_string(), "demo:42");
@@ -318,7 +318,7 @@ mod tests {
         let mint = |change: fn(&mut TokenRequest)| {
             let mut request = request();
             change(&mut request);
-            key.mint(&request, NOW_S).unwrap_err().to_string()
+            key.sign(&request, NOW_S).unwrap_err().to_string()
         };
         assert!(mint(|r| r.subject.clear()).contains("--sub"));
         assert!(mint(|r| r.expires_in_s = 0).contains("--expires-in"));
@@ -347,7 +347,7 @@ mod tests {
             ..Config::default()
         };
         assert!(
-            refuse_development(&config)
+            reject_development_issuer(&config)
                 .unwrap_err()
                 .to_string()
                 .starts_with("edge.issuers[0].issuer")
@@ -361,7 +361,7 @@ mod tests {
             ..Config::default()
         };
         assert!(
-            refuse_development(&config)
+            reject_development_issuer(&config)
                 .unwrap_err()
                 .to_string()
                 .starts_with("edge.cursor_keys")

@@ -52,12 +52,12 @@ impl Service {
         let keys = self.auth.problems(now).into_iter();
         let keys = keys.map(|cause| ReadinessIssue::new(cause, KEYS_FIX));
         let state = |name: &str, issue: Option<ReadinessIssue>| {
-            let (cause, next_command) = issue.map(|issue| (issue.cause, issue.fix)).unzip();
+            let (cause, fix) = issue.map(|issue| (issue.cause, issue.fix)).unzip();
             ComponentState {
                 name: name.to_owned(),
                 ready: cause.is_none(),
                 cause,
-                next_command,
+                fix,
                 detail: None,
             }
         };

@@ -320,7 +320,7 @@ impl Follower {
             partitions: (0..info.partitions).collect(),
             times: times(info),
             log: identity,
-            held_bytes_max: mib(self.config.store.held_mib),
+            pending_bytes_max: mib(self.config.store.pending_mib),
             flush_bytes: FLUSH_BYTES,
             now,
         };
@@ -400,8 +400,8 @@ impl Follower {
                 let late_ms = u32::try_from((now - closed_at_ms).max(0)).unwrap_or(u32::MAX);
                 metrics::histogram!("trunkline_edge_source_to_view_seconds").record(f64::from(late_ms) / 1_000.0);
             }
-            if applied.refused > 0 {
-                metrics::counter!("trunkline_edge_records_refused_total").increment(applied.refused);
+            if applied.rejected > 0 {
+                metrics::counter!("trunkline_edge_records_rejected_total").increment(applied.rejected);
             }
         }
         notifier.advanced();
@@ -444,12 +444,15 @@ impl Follower {
             let gauge =
                 |name: &'static str, value: f64| metrics::gauge!(name, "partition" => partition.clone()).set(value);
             gauge("trunkline_edge_ready", f64::from(u8::from(health.not_ready.is_none())));
-            gauge("trunkline_edge_holds_back", f64::from(u8::from(health.holds_back)));
+            gauge(
+                "trunkline_edge_has_pending_rows",
+                f64::from(u8::from(health.has_pending_rows)),
+            );
             #[expect(
                 clippy::as_conversions,
                 reason = "a gauge is a float; offsets beyond 2^53 are rounded"
             )]
-            gauge("trunkline_edge_closed_offset", health.closed as f64);
+            gauge("trunkline_edge_end_marker_offset", health.end_marker as f64);
         }
         Ok(())
     }

@@ -61,7 +61,7 @@ fn replica(now: i64) -> Arc<Replica> {
         partitions: vec![0],
         times: Times::default(),
         log: 1,
-        held_bytes_max: 1 << 20,
+        pending_bytes_max: 1 << 20,
         flush_bytes: FLUSH_BYTES,
         now,
     };
@@ -114,8 +114,8 @@ impl Harness {
             "p/t/0/0",
             SchemaIds {
                 row: 1,
-                closing: 2,
-                open: 3,
+                transaction_end: 2,
+                transaction_begin: 3,
                 stale: 4,
             },
         );
@@ -154,7 +154,7 @@ impl Harness {
             );
             *next += 1;
         }
-        let (key, value) = writer.closing(Version::default(), now);
+        let (key, value) = writer.transaction_end(Version::default(), now);
         batch.push(
             at,
             NewRecord {

@@ -135,7 +135,7 @@ pub trait GroupConsumer: Send {
     /// [`crate::Error::Fenced`] if the member was removed from the group or a newer generation has begun;
     /// nothing is committed.
     fn commit(&mut self, _offsets: &[(TopicPartition, Offset)]) -> Result<()> {
-        Err(crate::Error::Refused {
+        Err(crate::Error::Rejected {
             attempted: "commit offsets outside a transaction".to_owned(),
             reason: "this event log commits offsets in transactions only".to_owned(),
         })

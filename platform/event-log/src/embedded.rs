@@ -73,7 +73,7 @@ impl EmbeddedLog {
 /// Opens a log, or creates one in an empty directory. Aborts transactions that were left open.
 ///
 /// # Errors
-/// [`Error::Refused`] if another process has opened the directory or files cannot be written; [`Error::Corrupt`] if it is
+/// [`Error::Rejected`] if another process has opened the directory or files cannot be written; [`Error::Corrupt`] if it is
 /// damaged or was written by a newer version; [`Error::StorageUnavailable`] if the disk is full; [`Error::Storage`] if the
 /// store fails.
 pub fn open(config: Config) -> Result<Arc<EmbeddedLog>> {
@@ -173,14 +173,14 @@ impl EventLog for EmbeddedLog {
     fn append(&self, records: &OutBatch) -> Result<Vec<Produced>> {
         let encoded = encode::encode(&self.broker, records)?;
         let produced = self.broker.append(encoded.drafts, None)?;
-        encoded.refused.map_or(Ok(produced), Err)
+        encoded.rejected.map_or(Ok(produced), Err)
     }
 
     fn producer(&self) -> Result<Box<dyn Producer>> {
         Ok(Box::new(producer::EmbeddedProducer::open(self.broker.clone())))
     }
 
-    fn check_reach(&self) -> Result<()> {
+    fn check_reachable(&self) -> Result<()> {
         self.broker.check_storage()
     }
 
@@ -188,7 +188,7 @@ impl EventLog for EmbeddedLog {
         self.broker.notice.clone()
     }
 
-    fn describe_self(&self) -> String {
+    fn description(&self) -> String {
         self.broker.place.clone()
     }
 

@@ -96,7 +96,7 @@ pub enum Error {
     },
     /// The request is invalid or was rejected, for example because of a setting or a missing permission.
     #[error("cannot {attempted}: {reason}")]
-    Refused {
+    Rejected {
         /// What was attempted.
         attempted: String,
         /// The cause and the fix.

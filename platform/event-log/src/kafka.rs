@@ -5,6 +5,7 @@
 //! automatically, and offsets are neither committed nor reset automatically.
 
 mod admin;
+pub mod baseline;
 mod client;
 mod config;
 mod coordinator;
@@ -13,7 +14,6 @@ mod errors;
 mod fetcher;
 mod group;
 pub(crate) mod group_metadata;
-pub mod limit;
 mod members;
 mod producer;
 mod producer_client;
@@ -49,7 +49,7 @@ impl KafkaLog {
     /// Creates an event log with these settings. Does not connect: an unreachable Kafka is reported by the first call.
     ///
     /// # Errors
-    /// [`crate::Error::Refused`] if librdkafka rejects a setting.
+    /// [`crate::Error::Rejected`] if librdkafka rejects a setting.
     pub fn connect(config: Config) -> Result<SharedEventLog> {
         let producer = ProducerClient::new(&settings::append(&config), config.request_timeout)?;
         let shared = Mutex::new(Arc::new(producer));
@@ -161,11 +161,11 @@ impl EventLog for KafkaLog {
         Ok(Box::new(producer::KafkaProducer::open(&self.config)?))
     }
 
-    fn check_reach(&self) -> Result<()> {
-        self.producer_client()?.handle().reach().check("reach a broker")
+    fn check_reachable(&self) -> Result<()> {
+        self.producer_client()?.handle().connectivity().check("reach a broker")
     }
 
-    fn describe_self(&self) -> String {
+    fn description(&self) -> String {
         format!("kafka {}", self.config.bootstrap)
     }
 

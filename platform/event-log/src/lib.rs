@@ -126,7 +126,7 @@ pub trait EventLog: Send + Sync {
 
     /// Opens an idempotent producer without transactions.
     fn producer(&self) -> Result<Box<dyn Producer>> {
-        Err(Error::Refused {
+        Err(Error::Rejected {
             attempted: "open a producer without transactions".to_owned(),
             reason: "this event log supports transactional producers only".to_owned(),
         })
@@ -134,7 +134,7 @@ pub trait EventLog: Send + Sync {
 
     /// Fails if no broker has answered for 3 s, or if an embedded log rejects writes. Uses the state of existing
     /// connections and sends no request.
-    fn check_reach(&self) -> Result<()> {
+    fn check_reachable(&self) -> Result<()> {
         Ok(())
     }
 
@@ -144,7 +144,7 @@ pub trait EventLog: Send + Sync {
     }
 
     /// Returns a description for logs and messages: `kafka 127.0.0.1:9092` or `embedded DIR`.
-    fn describe_self(&self) -> String;
+    fn description(&self) -> String;
 
     /// Returns the log epoch, which identifies this log: Kafka's cluster id, or a UUID of the embedded log. A log that was
     /// recreated has another epoch, so positions in the old one are meaningless in it.

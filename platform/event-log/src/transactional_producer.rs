@@ -78,7 +78,7 @@ pub trait TransactionalProducer: Send {
     /// Begins a transaction. This is a local operation: a fenced producer gets the error only when it sends or commits.
     ///
     /// # Errors
-    /// [`crate::Error::Refused`] while a transaction is open, and after a failed commit until
+    /// [`crate::Error::Rejected`] while a transaction is open, and after a failed commit until
     /// [`TransactionalProducer::init_transactions`].
     fn begin(&mut self) -> Result<()>;
 

@@ -232,18 +232,18 @@ mod tests {
 
     #[test]
     fn unusable_token_is_named_and_never_printed() {
-        let refused = |config: TokenConfig| Tokens::load(&[config]).err().unwrap().to_string();
-        let text = refused(config("hunter2", Role::Admin));
+        let rejected = |config: TokenConfig| Tokens::load(&[config]).err().unwrap().to_string();
+        let text = rejected(config("hunter2", Role::Admin));
         assert!(text.contains("`test`") && text.contains("shorter than 16"), "{text}");
         assert!(!text.contains("hunter2"), "{text}");
-        let text = refused(config("sha256:12", Role::Admin));
+        let text = rejected(config("sha256:12", Role::Admin));
         assert!(text.contains("64 hexadecimal digits"), "{text}");
         let neither = TokenConfig {
             token: None,
             ..config("", Role::Admin)
         };
-        assert!(refused(neither).contains("exactly one of token and file"));
-        assert!(refused(config("# only a comment", Role::Admin)).contains("empty"));
+        assert!(rejected(neither).contains("exactly one of token and file"));
+        assert!(rejected(config("# only a comment", Role::Admin)).contains("empty"));
     }
 
     #[test]

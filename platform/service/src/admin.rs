@@ -149,7 +149,7 @@ impl Admin {
                 name: "process".to_owned(),
                 ready: false,
                 cause: Some("draining".to_owned()),
-                next_command: Some("none; the process received a signal or a task failed, see the log".to_owned()),
+                fix: Some("none; the process received a signal or a task failed, see the log".to_owned()),
                 detail: None,
             });
         }
@@ -236,7 +236,7 @@ mod tests {
         assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
         let red = get(address, "/readyz").await;
         assert!(red.starts_with("HTTP/1.1 503"), "{red}");
-        let body = r#"{"ready":false,"components":[{"name":"log","ready":false,"cause":"no broker answers at 127.0.0.1:9092","next_command":"trunkline doctor"}]}"#;
+        let body = r#"{"ready":false,"components":[{"name":"log","ready":false,"cause":"no broker answers at 127.0.0.1:9092","fix":"trunkline doctor"}]}"#;
         assert!(red.ends_with(body), "{red}");
 
         log.ready();

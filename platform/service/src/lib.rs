@@ -14,7 +14,9 @@ pub mod http;
 pub mod listener;
 pub mod problem;
 pub mod readiness;
+pub mod retry;
 pub mod service;
+pub mod shutdown;
 pub mod tasks;
 pub mod telemetry;
 pub mod trace;
@@ -24,6 +26,7 @@ pub use config::Secret;
 pub use drain::Drain;
 pub use problem::Problem;
 pub use readiness::{Component, Readiness};
+pub use retry::{AttemptError, RetryPolicy, retry, retry_blocking};
 pub use service::Service;
 pub use tasks::{OnError, Tasks};
 

@@ -1,4 +1,4 @@
-//! Readiness: which component of a process is not ready, why, and which command an operator runs next.
+//! Readiness: which component of a process is not ready, why, and the fix.
 //!
 //! Components report their state; nothing polls them. A new component is not ready until it reports. Reporting an
 //! unchanged state costs one atomic load, so a loop may do it in every iteration.
@@ -71,7 +71,7 @@ impl Entry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct NotReady {
     cause: String,
-    next_command: String,
+    fix: String,
 }
 
 /// Handle with which a component reports its state. Dropping it removes the component.
@@ -102,9 +102,9 @@ pub struct State {
     /// Why the component is not ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// The command that an operator runs next.
+    /// The fix: a command, or what to change.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub next_command: Option<String>,
+    pub fix: Option<String>,
     /// What an operator should know, also while it is ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
@@ -128,7 +128,7 @@ impl Readiness {
         components.next += 1;
         let reason = NotReady {
             cause: "starting".to_owned(),
-            next_command: "wait; see the log for what it waits for".to_owned(),
+            fix: "wait; see the log for what it waits for".to_owned(),
         };
         let entry = Entry {
             not_ready: Some(reason),
@@ -155,7 +155,7 @@ impl Readiness {
             name: name.clone(),
             ready: entry.not_ready.is_none(),
             cause: entry.not_ready.as_ref().map(|reason| reason.cause.clone()),
-            next_command: entry.not_ready.as_ref().map(|reason| reason.next_command.clone()),
+            fix: entry.not_ready.as_ref().map(|reason| reason.fix.clone()),
             detail: entry.detail.clone(),
         };
         let components: Vec<State> = components.states.iter().map(state).collect();
@@ -175,11 +175,11 @@ impl Component {
         self.set(None);
     }
 
-    /// Reports the component as not ready, with the cause and the command that an operator runs next.
-    pub fn not_ready(&self, cause: impl Into<String>, next_command: impl Into<String>) {
+    /// Reports the component as not ready, with the cause and the fix.
+    pub fn not_ready(&self, cause: impl Into<String>, fix: impl Into<String>) {
         self.set(Some(NotReady {
             cause: cause.into(),
-            next_command: next_command.into(),
+            fix: fix.into(),
         }));
     }
 
@@ -201,9 +201,9 @@ impl Component {
         let ready = state.is_none();
         // Under the lock, so that the flag and the list cannot disagree.
         let was_ready = self.ready.swap(ready, Ordering::AcqRel);
-        let (cause, next_command) = state
+        let (cause, fix) = state
             .as_ref()
-            .map(|reason| (reason.cause.clone(), reason.next_command.clone()))
+            .map(|reason| (reason.cause.clone(), reason.fix.clone()))
             .unwrap_or_default();
         let event = match components.states.get_mut(&(self.name.clone(), self.id)) {
             Some(entry) => entry.set(state, Instant::now()),
@@ -217,7 +217,7 @@ impl Component {
             LogEvent::None => {}
             LogEvent::Ready => tracing::info!(component = self.name, "component ready"),
             LogEvent::Starting => tracing::info!(component = self.name, cause, "component starting"),
-            LogEvent::NotReady => tracing::warn!(component = self.name, cause, next_command, "component not ready"),
+            LogEvent::NotReady => tracing::warn!(component = self.name, cause, fix, "component not ready"),
         }
     }
 }
@@ -259,7 +259,7 @@ mod tests {
         log.not_ready("no broker answers", "trunkline doctor");
         let state = &readiness.report().components[1];
         assert_eq!(state.cause.as_deref(), Some("no broker answers"));
-        assert_eq!(state.next_command.as_deref(), Some("trunkline doctor"));
+        assert_eq!(state.fix.as_deref(), Some("trunkline doctor"));
         log.ready();
         log.set_detail(Some("cut 12 bytes".to_owned()));
         let state = &readiness.report().components[1];
@@ -274,7 +274,7 @@ mod tests {
         let not_ready = |cause: &str| {
             Some(NotReady {
                 cause: cause.to_owned(),
-                next_command: "wait".to_owned(),
+                fix: "wait".to_owned(),
             })
         };
         let mut entry = Entry {

@@ -1,13 +1,12 @@
-//! The lifecycle of a process: start, signals, drain, exit.
+//! The lifecycle of a process: start, run, [`shutdown`], exit.
 //!
-//! SIGTERM, SIGINT, the first failed task, or the end of all tasks start the drain. A second signal ends the wait
-//! immediately. The result is returned to `main`; nothing calls `exit`.
+//! The result is returned to `main`; nothing calls `exit`.
 
-use crate::tasks::{Error as TaskError, TaskResult};
+use crate::shutdown::{self, Signals};
+use crate::tasks::TaskResult;
 use crate::{Tasks, config, listener};
 use std::future::Future;
 use std::time::Duration;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Why a process did not end cleanly.
 #[derive(Debug, thiserror::Error)]
@@ -19,15 +18,9 @@ pub enum Error {
     /// Threads or signal handlers could not be created.
     #[error("cannot start the async runtime")]
     Runtime(#[source] std::io::Error),
-    /// A task failed or did not end.
+    /// A task failed, did not end in time, or was interrupted by a second signal.
     #[error(transparent)]
-    Task(TaskError),
-    /// A second signal arrived before all tasks had ended.
-    #[error("interrupted by a second signal while tasks were running: {}", tasks.join(", "))]
-    Interrupted {
-        /// Their names.
-        tasks: Vec<String>,
-    },
+    Shutdown(shutdown::Error),
 }
 
 /// Options for running a process.
@@ -92,7 +85,9 @@ impl Service {
             let mut signals = Signals::new().map_err(Error::Runtime)?;
             let tasks = Tasks::new();
             tasks.spawn("start", start(tasks.clone()));
-            wait(&tasks, &mut signals, self.drain_limit).await
+            shutdown::wait(&tasks, &mut signals, self.drain_limit)
+                .await
+                .map_err(Error::Shutdown)
         });
         // A task that hangs must not keep the process alive.
         runtime.shutdown_background();
@@ -106,43 +101,6 @@ impl Service {
 /// [`Error::Failpoints`].
 pub fn arm_failpoints() -> Result<(), Error> {
     failpoint::arm(&config::env(config::FAILPOINTS).unwrap_or_default()).map_err(Error::Failpoints)
-}
-
-/// Waits for the start of the drain, then for its end.
-async fn wait(tasks: &Tasks, signals: &mut Signals, limit: Duration) -> Result<(), Error> {
-    let drain = tasks.drain();
-    tokio::select! {
-        () = drain.started() => {}
-        () = tasks.idle() => {}
-        name = signals.next() => tracing::info!(signal = name, "signal received, draining"),
-    }
-    drain.start();
-    tokio::select! {
-        joined = tasks.join(limit) => joined.map_err(Error::Task),
-        _ = signals.next() => Err(Error::Interrupted { tasks: tasks.running() }),
-    }
-}
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    /// Waits for the next signal and returns its name.
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Directory of a store: its lock, its quarantine, and errors when an engine opens its files.
+//! Directory of a store: its lock, and errors when an engine opens its files.
 
 use crate::error::{Error, Result};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -91,7 +91,7 @@ fn is_of_system(error: &io::Error) -> bool {
 }
 
 /// An error of the operating system, with the directory in its text.
-fn io_error(dir: &Path, attempted: &'static str, source: io::Error) -> Error {
+pub(crate) fn io_error(dir: &Path, attempted: &'static str, source: io::Error) -> Error {
     Error::Io {
         attempted,
         source: io::Error::new(source.kind(), format!("{}: {source}", dir.display())),
@@ -111,18 +111,6 @@ pub(crate) fn catch_panic<T>(dir: &Path, open: impl FnOnce() -> Result<T>) -> Re
             source: format!("the engine panicked: {text}").into(),
         })
     })
-}
-
-/// Moves a store's directory to the first free path `DIR.aside-N`, and returns that path. Nothing is deleted. The store
-/// must not be open.
-pub fn quarantine(dir: &Path) -> Result<PathBuf> {
-    let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let free = (1u32..)
-        .map(|n| dir.with_file_name(format!("{name}.aside-{n}")))
-        .find(|path| !path.exists());
-    let to = free.expect("a directory has fewer than 2^32 entries");
-    std::fs::rename(dir, &to).map_err(|source| io_error(dir, "quarantine a store directory", source))?;
-    Ok(to)
 }
 
 #[cfg(test)]

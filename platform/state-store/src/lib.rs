@@ -13,16 +13,17 @@ mod key;
 mod memory;
 mod open;
 mod options;
+mod quarantine;
 mod sled;
 mod store;
 
 pub use self::batch::{Batch, Space};
-pub use self::directory::quarantine;
 pub use self::error::{Error, Result};
 pub use self::fjall::FjallStore;
 pub use self::key::{KEY_BYTES_MAX, KeyRange, takes_key};
 pub use self::memory::MemoryStore;
 pub use self::open::open;
 pub use self::options::{Engine, Options};
+pub use self::quarantine::quarantine;
 pub use self::sled::SledStore;
 pub use self::store::{Direction, SharedStore, Snapshot, Stats, Store, Visit};

@@ -23,7 +23,7 @@ pub fn readable(processor: &Processor, key: &[u8], value: &[u8]) -> Option<Value
         }
         "p" => join::readable(processor, value),
         "row" => table_rows::readable(value, &names(processor, parts.get(1)?.as_str()?)?),
-        "line" => table_rows::readable_progress(value),
+        "source" => table_rows::readable_progress(value),
         "gone" | "failed" => (value == [1]).then_some(Value::Bool(true)),
         "closing" => value.is_empty().then_some(Value::Bool(true)),
         "clock" => {

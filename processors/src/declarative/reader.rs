@@ -6,7 +6,7 @@
 //! from the output.
 
 use super::delta::{Delta, DeltaError};
-use super::event_idempotency;
+use super::event_dedup;
 use super::relation::Relation;
 use super::shape::Shaped;
 use super::sink::{Change, Pipeline, Sink};
@@ -100,7 +100,7 @@ impl Reader {
                 repartitioned(&self.name, *side, self.declaration_id, record).and_then(|change| pipeline.apply(change))
             }
             TopicContent::Direct { event, relations } => match relations.as_mut_slice() {
-                [relation] if relation.rows.is_none() => event_idempotency::process(relation, &record, &mut pipeline),
+                [relation] if relation.rows.is_none() => event_dedup::process(relation, &record, &mut pipeline),
                 relations => table_input::process(relations, event.as_deref(), &record, &mut pipeline),
             },
         };
@@ -164,7 +164,7 @@ impl Processor for Reader {
                 relation.prepare(id, &self.fetch).map_err(|error| Error::Processor {
                     name: self.name.to_string(),
                     reason: error.reason,
-                    fate: error.fate,
+                    action: error.action,
                 })?;
             }
         }
@@ -192,7 +192,7 @@ impl Processor for Reader {
         };
         // A table needs no such entry: the redriven row is applied unless a newer version was applied.
         if matches!(relations.as_slice(), [relation] if relation.rows.is_none()) {
-            event_idempotency::note_rejected(&record, state);
+            event_dedup::note_rejected(&record, state);
         }
         Ok(())
     }

@@ -107,7 +107,7 @@ impl Relation {
         if !self.bound.contains_key(&id) {
             let text = match fetch(id) {
                 Ok(text) => text,
-                Err(error) if error.fate == ErrorAction::DeadLetter => {
+                Err(error) if error.action == ErrorAction::DeadLetter => {
                     self.unusable.insert(id, error.reason);
                     return Ok(());
                 }

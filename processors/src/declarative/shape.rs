@@ -150,15 +150,15 @@ impl Shape {
             KeyWriter::new(out).inside(row_key).finish();
             return Ok(true);
         }
-        let mut whole = true;
+        let mut complete = true;
         let mut writer = KeyWriter::new(out);
         for (scalar, (id, ty)) in key.iter().zip(&self.key) {
             let cell = scalar.eval(row)?;
-            whole &= !cell.is_null();
+            complete &= !cell.is_null();
             writer = writer.datum(&self.processor.schema, *id, &values::fitted(datum(&cell), *ty));
         }
         writer.finish();
-        Ok(whole)
+        Ok(complete)
     }
 }
 

@@ -5,7 +5,7 @@
 //! row. A change that does not alter the contribution is no delta.
 
 use super::delta::Delta;
-use super::event_idempotency::order_by_time;
+use super::event_dedup::order_by_time;
 use super::relation::Relation;
 use super::sink::{Change, Pipeline};
 use super::table_rows::{Kept, Row, RowContribution, TableRows};
@@ -65,7 +65,7 @@ struct TableChange<'c, 'r> {
 }
 
 fn order_of(version: Version) -> u128 {
-    u128::from(version.incarnation) << 96 | u128::from(version.position) << 32 | u128::from(version.ordinal)
+    u128::from(version.source_epoch) << 96 | u128::from(version.position) << 32 | u128::from(version.ordinal)
 }
 
 impl TableChange<'_, '_> {
@@ -78,15 +78,15 @@ impl TableChange<'_, '_> {
             Kind::Truncate => self.remove_rows(pipeline, &|_, row| row.version < version),
             Kind::ChunkEnd(end) => {
                 let low = Version {
-                    incarnation: version.incarnation,
+                    source_epoch: version.source_epoch,
                     position: end.low,
                     ordinal: 0,
                 };
                 // A row of this chunk has exactly the chunk's position, which may be just below `low`. Such rows were
                 // found by the snapshot, so they are not removed (ADR 3).
-                let chunk = (version.incarnation, version.position);
+                let chunk = (version.source_epoch, version.position);
                 self.remove_rows(pipeline, &|key, row| {
-                    let in_chunk = (row.version.incarnation, row.version.position) == chunk;
+                    let in_chunk = (row.version.source_epoch, row.version.position) == chunk;
                     row.version < version && row.version < low && !in_chunk && end.contains(key)
                 })
             }

@@ -170,7 +170,7 @@ pub fn readable_progress(bytes: &[u8]) -> Option<Value> {
 }
 
 fn readable_version(version: Version) -> Value {
-    json!({ "source_epoch": version.incarnation, "position": version.position, "ordinal": version.ordinal })
+    json!({ "source_epoch": version.source_epoch, "position": version.position, "ordinal": version.ordinal })
 }
 
 /// The progress of a table's source stream.
@@ -261,7 +261,7 @@ impl TableRows {
     }
 
     fn progress_key(&self) -> Vec<u8> {
-        format!("[\"line\",\"{}\"]", self.name).into_bytes()
+        format!("[\"source\",\"{}\"]", self.name).into_bytes()
     }
 
     /// The remembered row of a key.
@@ -300,7 +300,7 @@ impl TableRows {
 
     /// Stores the source epoch of a record, and whether a source transaction is open after the record.
     pub fn begin(&mut self, input: &ChangeRecord<'_>) {
-        let source_epoch = input.version.incarnation;
+        let source_epoch = input.version.source_epoch;
         if input.replayed.is_none() {
             self.open = !input.last;
         }
@@ -388,7 +388,7 @@ mod tests {
         };
         let row = Row {
             version: Version {
-                incarnation: 1,
+                source_epoch: 1,
                 position: 9,
                 ordinal: 2,
             },

@@ -166,7 +166,7 @@ fn event_version(record: &RecordRef<'_>, replayed: Option<Replayed>, topic_epoch
             Ok(tx.version())
         }
         None => Ok(Version {
-            incarnation: topic_epoch,
+            source_epoch: topic_epoch,
             position: u64::try_from(record.offset()).unwrap_or_default(),
             ordinal: 0,
         }),

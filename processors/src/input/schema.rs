@@ -13,7 +13,7 @@ pub struct Unavailable {
     /// Why.
     pub reason: String,
     /// `Retry` if the registry is unreachable; `DeadLetter` if it does not know the id.
-    pub fate: ErrorAction,
+    pub action: ErrorAction,
 }
 
 /// The schema id of a framed value.

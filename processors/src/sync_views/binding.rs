@@ -81,16 +81,16 @@ impl Bindings {
             Ok(text) => text,
             Err(Unavailable {
                 reason,
-                fate: ErrorAction::DeadLetter,
+                action: ErrorAction::DeadLetter,
             }) => {
                 self.unusable.insert(id, reason);
                 return Ok(());
             }
-            Err(Unavailable { reason, fate }) => {
+            Err(Unavailable { reason, action }) => {
                 return Err(Error::Processor {
                     name: "sync-views".into(),
                     reason,
-                    fate,
+                    action,
                 });
             }
         };

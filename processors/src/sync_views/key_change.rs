@@ -42,5 +42,5 @@ pub(super) struct Applied<'c, 'a> {
     pub(super) change: &'c Change<'a>,
     pub(super) origin: Option<Origin>,
     /// Whether the row contains no values from earlier changes.
-    pub(super) whole: bool,
+    pub(super) complete: bool,
 }

@@ -187,8 +187,8 @@ impl Scenario for Views {
                         partitions: PARTITIONS,
                         schemas: SchemaIds {
                             row: 1,
-                            closing: 2,
-                            open: 3,
+                            transaction_end: 2,
+                            transaction_begin: 3,
                             stale: 4,
                         },
                         horizon_ms: HORIZON,
@@ -279,7 +279,7 @@ fn schema(id: u32) -> Result<String, Unavailable> {
     }
     Err(Unavailable {
         reason: format!("schema {id} is not registered"),
-        fate: ErrorAction::DeadLetter,
+        action: ErrorAction::DeadLetter,
     })
 }
 
@@ -332,7 +332,7 @@ fn devices_under_random_faults_hold_the_view_of_the_whole_history() {
         "replica wiped",
         "replica.before_commit",
         "replica.after_commit",
-        "replica.mid_closing",
+        "replica.mid_apply",
         "not ready",
         "behind",
         "not modified",

@@ -22,7 +22,7 @@ pub(super) struct Missing {
     /// Version of the newest missing change.
     newest: Version,
     /// Whether it is the only missing change.
-    alone: bool,
+    only: bool,
 }
 
 impl Missing {
@@ -30,7 +30,7 @@ impl Missing {
         [
             &[state::FORMAT],
             self.newest.to_bytes().as_slice(),
-            &[u8::from(self.alone)],
+            &[u8::from(self.only)],
         ]
         .concat()
     }
@@ -41,7 +41,7 @@ impl Missing {
             let newest = Version::from_bytes(version).ok()?;
             Some(Missing {
                 newest,
-                alone: rest == [1],
+                only: rest == [1],
             })
         };
         read(state::open(bytes)?).ok_or(StateError::Damaged("a missing entry"))
@@ -62,9 +62,9 @@ impl SyncViews {
             // The tombstone of a key change proves nothing, because the next record may contain values that were kept
             // from this row.
             let leaves = applied.change.key_change == KeyChange::Leaves;
-            return self.resolve_missing(input, state_key, applied.whole && !leaves, step);
+            return self.resolve_missing(input, state_key, applied.complete && !leaves, step);
         };
-        if !applied.whole && step.state.get(&keys::missing_key(&origin.state_key))?.is_some() {
+        if !applied.complete && step.state.get(&keys::missing_key(&origin.state_key))?.is_some() {
             self.record_missing(input.table, state_key, input.version, step)?;
         } else {
             // The row contains no values of another row that had the new key before.
@@ -120,14 +120,14 @@ impl SyncViews {
         let missing = match known {
             Some(known) => Missing {
                 newest: known.newest.max(version),
-                alone: known.alone && known.newest == version,
+                only: known.only && known.newest == version,
             },
             None => {
                 *self.stream.missing.entry(table.to_owned()).or_default() += 1;
                 self.stream_dirty = true;
                 Missing {
                     newest: version,
-                    alone: true,
+                    only: true,
                 }
             }
         };
@@ -136,13 +136,13 @@ impl SyncViews {
         Ok(())
     }
 
-    /// Removes the missing entry of a row if the change that was applied proves that it lacks nothing; `whole` if the
+    /// Removes the missing entry of a row if the change that was applied proves that it lacks nothing; `complete` if the
     /// row contains no values of earlier changes.
     pub(super) fn resolve_missing(
         &mut self,
         input: &ChangeRecord<'_>,
         state_key: &[u8],
-        whole: bool,
+        complete: bool,
         step: &mut Step<'_>,
     ) -> Result<()> {
         if !self.stream.missing.contains_key(input.table) {
@@ -153,8 +153,8 @@ impl SyncViews {
             return Ok(());
         };
         let missing = Missing::decode(&bytes).map_err(|e| damaged(&e))?;
-        let is_missing_change = missing.alone && missing.newest == input.version;
-        if is_missing_change || (whole && missing.newest <= input.version) {
+        let is_missing_change = missing.only && missing.newest == input.version;
+        if is_missing_change || (complete && missing.newest <= input.version) {
             self.remove_missing(input.table, &key, step.state, step.output);
         }
         Ok(())
@@ -218,14 +218,14 @@ impl SyncViews {
             return Ok(());
         }
         // A change that the chunk itself lacks has its position, which may be just below `low` (ADR 3).
-        let chunk = (input.version.incarnation, input.version.position);
+        let chunk = (input.version.source_epoch, input.version.position);
         self.cover(input, low, step, &|key, missing| {
             let covered = if key.is_empty() {
                 end.is_whole_table()
             } else {
                 end.contains(key)
             };
-            covered && (missing.incarnation, missing.position) != chunk
+            covered && (missing.source_epoch, missing.position) != chunk
         })?;
         if end.last {
             // Clears a mark that was set by an earlier release, which had no missing entries.

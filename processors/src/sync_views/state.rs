@@ -13,7 +13,7 @@ use streams::Error;
 pub(super) const FORMAT: u8 = 1;
 
 /// Key of [`StreamState`].
-pub const STREAM: &[u8] = b"[\"line\"]";
+pub const STREAM: &[u8] = b"[\"source\"]";
 
 /// A value in the state that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -129,7 +129,6 @@ impl Row {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamState {
     /// Epoch of the source, or of the topic for events.
-    #[serde(rename = "incarnation")]
     pub source_epoch: u32,
     /// Id of the input topic. A changed id begins a new topic epoch.
     pub topic_id: String,
@@ -226,7 +225,7 @@ mod tests {
             hash: 9,
         };
         let version = Version {
-            incarnation: 1,
+            source_epoch: 1,
             position: 7,
             ordinal: 2,
         };

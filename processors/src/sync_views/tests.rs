@@ -27,7 +27,7 @@ const NOTE: &str = "a note of more than eighteen bytes";
 /// A change of a row.
 #[derive(Clone, Copy)]
 struct Change<'a> {
-    incarnation: u32,
+    source_epoch: u32,
     position: u64,
     ordinal: u32,
     last: bool,
@@ -42,7 +42,7 @@ struct Change<'a> {
 
 fn change(position: u64, note: &str) -> Change<'_> {
     Change {
-        incarnation: 1,
+        source_epoch: 1,
         position,
         ordinal: 0,
         last: true,
@@ -110,15 +110,15 @@ impl Harness {
             partitions: 1,
             schemas: SchemaIds {
                 row: 1,
-                closing: 2,
-                open: 3,
+                transaction_end: 2,
+                transaction_begin: 3,
                 stale: 4,
             },
             horizon_ms: HORIZON,
             fetch: Arc::new(|id| {
                 (id == KNOWN).then(|| SCHEMA.to_owned()).ok_or(Unavailable {
                     reason: format!("schema {id} is not known"),
-                    fate: ErrorAction::DeadLetter,
+                    action: ErrorAction::DeadLetter,
                 })
             }),
         });
@@ -214,7 +214,7 @@ impl Harness {
         let tx = Tx {
             ordinal: change.ordinal,
             last: change.last,
-            ..tx(change.incarnation, change.position)
+            ..tx(change.source_epoch, change.position)
         };
         let replayed = change.replayed.map(|how| (headers::REPLAYED, how));
         let extra: Vec<_> = replayed.into_iter().chain(change.moved).collect();
@@ -222,13 +222,13 @@ impl Harness {
     }
 
     /// A snapshot of the empty table.
-    fn empty_snapshot(&mut self, incarnation: u32, position: u64) {
-        self.chunk_end(incarnation, position, position);
+    fn empty_snapshot(&mut self, source_epoch: u32, position: u64) {
+        self.chunk_end(source_epoch, position, position);
     }
 
     /// The end of a chunk of the whole table whose rows have this position.
-    fn chunk_end(&mut self, incarnation: u32, position: u64, low_position: u64) {
-        self.chunk_end_from(None, tx(incarnation, position), low_position);
+    fn chunk_end(&mut self, source_epoch: u32, position: u64, low_position: u64) {
+        self.chunk_end_from(None, tx(source_epoch, position), low_position);
     }
 
     /// The end of a chunk that begins with this key.
@@ -278,9 +278,9 @@ fn value_of(change: &Change<'_>) -> Option<Vec<u8>> {
     })
 }
 
-fn tx(incarnation: u32, position: u64) -> Tx {
+fn tx(source_epoch: u32, position: u64) -> Tx {
     Tx {
-        incarnation,
+        source_epoch,
         position: Lsn(position),
         ordinal: 0,
         last: true,
@@ -355,16 +355,16 @@ fn redrive_below_the_floor_leaves_view_stale() {
 
 #[test]
 fn redrive_does_not_resurrect_row_missing_in_snapshot() {
-    for incarnation in [1, 2] {
+    for source_epoch in [1, 2] {
         let mut harness = Harness::new();
         harness.feed(&dead(1, "one"));
-        harness.empty_snapshot(incarnation, 9);
+        harness.empty_snapshot(source_epoch, 9);
         assert!(!harness.stale);
         harness.feed(&redriven(1, "one"));
         assert_eq!(
             (harness.note(), harness.stale),
             (None, false),
-            "incarnation {incarnation}"
+            "source epoch {source_epoch}"
         );
     }
 }

@@ -62,7 +62,7 @@ impl ViewLog {
     }
 
     pub(super) fn end_marker(&mut self, last: Version, at_ms: i64, partition: i32, output: &mut Output) {
-        let written = self.writer.closing(last, at_ms);
+        let written = self.writer.transaction_end(last, at_ms);
         send(&self.topic, partition, written, [], output);
     }
 }

@@ -201,8 +201,8 @@ impl EventLog for FaultyLog {
         self.log.append(records)
     }
 
-    fn describe_self(&self) -> String {
-        self.log.describe_self()
+    fn description(&self) -> String {
+        self.log.description()
     }
 
     fn log_epoch(&self) -> Result<String> {

@@ -29,8 +29,6 @@ use state_store::Batch;
 use std::time::Duration;
 use verdict::{Start, Verdict, decide};
 
-const BACKOFF_MIN: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// After this number of quarantines in one recovery the task stops, because the store would probably be quarantined
 /// forever.
 const QUARANTINES_MAX: u32 = 3;
@@ -52,18 +50,14 @@ pub(crate) fn advance(task: &mut Task, recovery: &mut Recovery, shared: &Shared)
         Step::Restore(target) => reached(task, recovery, shared, target),
     };
     if matches!(next, Next::Continue) {
-        recovery.attempts = 0;
+        recovery.backoff.reset();
         recovery.waits_for = None;
     }
     next
 }
 
 fn back_off(recovery: &mut Recovery, now: Duration, reason: String) -> Next {
-    let pause = BACKOFF_MIN
-        .saturating_mul(1 << recovery.attempts.min(10))
-        .min(BACKOFF_MAX);
-    recovery.attempts += 1;
-    recovery.not_before = now + pause;
+    recovery.not_before = now + recovery.backoff.next_delay();
     if recovery.waits_for.as_ref() != Some(&reason) {
         tracing::warn!(reason, "recovery delayed");
     }
@@ -80,7 +74,7 @@ fn log_failed(recovery: &mut Recovery, now: Duration, error: &event_log::Error) 
 
 fn open(task: &mut Task, recovery: &mut Recovery, shared: &Shared) -> Next {
     if task.store.is_none() {
-        hit("runtime.recovery.open");
+        hit("streams.recovery.open");
         task.store = shared.standbys().remove(&task.id);
         if let Some(store) = &task.store {
             tracing::info!(task = %task.id, next_offset = store.next, "continuing from standby");
@@ -141,7 +135,7 @@ fn offsets(task: &mut Task, recovery: &mut Recovery, shared: &Shared) -> Next {
         Ok(committed) => {
             let offset = |input: &Input| committed.get(&input.at).copied().flatten();
             let offsets = task.inputs.iter().map(offset).collect();
-            hit("runtime.recovery.offsets");
+            hit("streams.recovery.offsets");
             recovery.step = Step::End(offsets);
             Next::Continue
         }
@@ -185,7 +179,7 @@ fn end(task: &mut Task, recovery: &mut Recovery, shared: &Shared, offsets: Offse
         Ok(end) => end,
         Err(error) => return log_failed(recovery, shared.clock.elapsed(), &error),
     };
-    hit("runtime.recovery.end");
+    hit("streams.recovery.end");
     if let Some(reason) = too_old(task, shared) {
         return quarantine(task, recovery, shared, &reason);
     }
@@ -235,7 +229,7 @@ fn reached(task: &mut Task, recovery: &mut Recovery, shared: &Shared, target: Re
     if next < target.end {
         return Next::Wait;
     }
-    hit("runtime.recovery.reached");
+    hit("streams.recovery.reached");
     // The reading may have been slow, or the machine suspended, so that tombstones were deleted before they were read
     // (C10).
     if let Some(reason) = too_old(task, shared) {
@@ -269,7 +263,9 @@ fn compare(task: &Task, recovery: &mut Recovery, shared: &Shared, offsets: Offse
         inputs: &inputs,
     };
     let transactional = shared.config.commit.guarantee == ProcessingGuarantee::ExactlyOnce
-        && !commit_record.as_ref().is_some_and(|commit_record| commit_record.alone);
+        && !commit_record
+            .as_ref()
+            .is_some_and(|commit_record| commit_record.at_least_once);
     match decide(&inputs, &offsets, commit_record.as_ref(), transactional) {
         Verdict::Start { starts, warning } => {
             if let Some(warning) = warning {

@@ -16,14 +16,12 @@ use crate::shared::{Environment, Shared};
 use crate::stores::Directory;
 use crate::thread::turn::StreamThread;
 use event_log::{ErrorAction, SharedEventLog};
-use service::{Drain, Readiness, SharedClock, Tasks, chain};
+use service::{AttemptError, Drain, Readiness, RetryPolicy, SharedClock, Tasks, chain, retry_blocking};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Maximum wait for input, which also bounds the reaction to a drain.
 const MAX_WAIT: Duration = Duration::from_millis(100);
-/// Pause between attempts to look up the application's topics while the log is unavailable.
-const START_RETRY: Duration = Duration::from_secs(1);
 
 /// The process that runs an application.
 pub struct Host<'h> {
@@ -120,19 +118,17 @@ impl Start {
 
     /// Looks up the application's topics, retrying while the log is unavailable; `None` if the process drains first.
     fn resolve(&self, drain: &Drain) -> Result<Option<Plan>> {
-        loop {
+        retry_blocking(RetryPolicy::START, drain, || {
             let resolved = Plan::resolve(&*self.log, &self.application, &self.config);
-            match resolved.and_then(|plan| self.register_address().map(|()| plan)) {
-                Ok(plan) => return Ok(Some(plan)),
-                Err(error) if error.action() == ErrorAction::Retry => {
-                    self.status.set("start", Some(Cause::unavailable(chain(&error))));
-                    if !drain.sleep_blocking(START_RETRY) {
-                        return Ok(None);
-                    }
+            let resolved = resolved.and_then(|plan| self.register_address().map(|()| plan));
+            resolved.map_err(|error| {
+                if error.action() != ErrorAction::Retry {
+                    return AttemptError::Permanent(error);
                 }
-                Err(error) => return Err(error),
-            }
-        }
+                self.status.set("start", Some(Cause::unavailable(chain(&error))));
+                AttemptError::Temporary
+            })
+        })
     }
 
     /// Publishes the admin address of this process. If the log rejects it, queries to other processes cannot return the

@@ -512,7 +512,7 @@ impl Task {
                 + 1,
             offsets: self.inputs.iter().map(position).collect(),
             stream_time: self.stream_time,
-            alone: !transactional,
+            at_least_once: !transactional,
         };
         changelog::push_commit_record(out, &self.changelog, &record, scratch);
         self.uncommitted.commit_record = Some(record);

@@ -171,8 +171,8 @@ impl Registry for Catalog {
         self.inner.set_level(subject, level)
     }
 
-    fn describe_self(&self) -> String {
-        self.inner.describe_self()
+    fn description(&self) -> String {
+        self.inner.description()
     }
 }
 

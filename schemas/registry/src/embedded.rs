@@ -16,6 +16,7 @@ use event_log::{StartFrom, TopicConfig, TopicPartition, TopicSpec};
 use record::Record;
 use schemas::ids::SchemaId;
 use schemas::schema::Schema;
+use service::backoff::Backoff;
 use state::{Decision, State};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,7 +27,8 @@ pub const TOPIC: &str = "_schemas";
 const TRANSACTIONAL_ID: &str = "trunkline-schema-registry";
 const BATCH_BYTES: usize = 1 << 20;
 const ATTEMPTS: u32 = 8;
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 const READ_LIMIT: Duration = Duration::from_secs(30);
 
 /// A registry whose schemas are stored in the log.
@@ -157,10 +159,12 @@ impl Embedded {
     fn write(&self, attempted: &str, decide: impl Fn(&State) -> Result<Decision>) -> Result<SchemaId> {
         let mut inner = self.locked();
         let mut last = self.unavailable(attempted, "no attempt was made");
+        // Random delays, so that two writers do not keep fencing each other in lockstep.
+        let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX);
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
                 // Pauses grow, so that two writers do not fence each other again and again at the same time.
-                std::thread::sleep(FIRST_PAUSE * 2_u32.pow(attempt - 1));
+                std::thread::sleep(backoff.next_delay());
             }
             match self.try_write(&mut inner, attempted, &decide) {
                 Err(AttemptError::Retry(error)) => last = error,
@@ -253,7 +257,7 @@ fn partition() -> TopicPartition {
 }
 
 fn describe(log: &SharedEventLog) -> String {
-    format!("embedded in {}", log.describe_self())
+    format!("embedded in {}", log.description())
 }
 
 fn log_error(registry: &str, attempted: &str, error: &event_log::Error) -> Error {
@@ -363,7 +367,7 @@ impl Registry for Embedded {
         .map(drop)
     }
 
-    fn describe_self(&self) -> String {
+    fn description(&self) -> String {
         describe(&self.log)
     }
 }

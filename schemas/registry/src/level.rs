@@ -28,7 +28,7 @@ pub enum Level {
 
 impl Level {
     /// Confluent's name of the level.
-    pub fn word(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Level::None => "NONE",
             Level::Backward => "BACKWARD",
@@ -82,7 +82,7 @@ impl Level {
 
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
+        f.write_str(self.name())
     }
 }
 
@@ -99,7 +99,7 @@ impl FromStr for Level {
             Level::Full,
             Level::FullTransitive,
         ];
-        let found = all.into_iter().find(|level| level.word().eq_ignore_ascii_case(text));
+        let found = all.into_iter().find(|level| level.name().eq_ignore_ascii_case(text));
         found.ok_or_else(|| Error::InvalidLevel {
             level: text.chars().take(64).collect(),
         })
@@ -148,7 +148,7 @@ mod tests {
             "FULL",
             "full_transitive",
         ] {
-            assert!(word.parse::<Level>().unwrap().word().eq_ignore_ascii_case(word));
+            assert!(word.parse::<Level>().unwrap().name().eq_ignore_ascii_case(word));
         }
         assert_eq!("SIDEWAYS".parse::<Level>().unwrap_err().code(), 42203);
     }

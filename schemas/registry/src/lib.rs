@@ -124,7 +124,7 @@ pub trait Registry: Send + Sync {
     fn set_level(&self, subject: Option<&str>, level: Level) -> Result<()>;
 
     /// Name of the registry for messages, without credentials: `http://127.0.0.1:8081` or `embedded in …`.
-    fn describe_self(&self) -> String;
+    fn description(&self) -> String;
 }
 
 /// A shared registry.

@@ -15,11 +15,13 @@ use schema_registry_converter::async_impl::schema_registry::{SrSettings, perform
 use schema_registry_converter::schema_registry_common::{RawRegisteredSchema, SrCall};
 use schemas::ids::SchemaId;
 use serde_json::{Value, json};
+use service::backoff::Backoff;
 use std::fmt;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// A registry at a URL.
 pub struct Remote {
@@ -97,14 +99,11 @@ impl Remote {
         let shared = self.shared.clone();
         let (sender, receiver) = mpsc::sync_channel(1);
         runtime.spawn(async move {
-            let mut pause = FIRST_PAUSE;
-            let mut attempt = 1;
+            let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX);
             let result = loop {
                 match call(shared.clone()).await {
-                    Err(failure) if failure.is_temporary() && attempt < shared.attempts => {
-                        tokio::time::sleep(pause).await;
-                        pause *= 2;
-                        attempt += 1;
+                    Err(failure) if failure.is_temporary() && backoff.attempts() + 1 < shared.attempts => {
+                        tokio::time::sleep(backoff.next_delay()).await;
                     }
                     result => break result,
                 }
@@ -332,11 +331,11 @@ impl Registry for Remote {
             || "/config".to_owned(),
             |subject| format!("/config/{}", encoded(subject)),
         );
-        self.request(&about, Method::PUT, path, Some(json!({"compatibility": level.word()})))
+        self.request(&about, Method::PUT, path, Some(json!({"compatibility": level.name()})))
             .map(drop)
     }
 
-    fn describe_self(&self) -> String {
+    fn description(&self) -> String {
         self.shared.url.clone()
     }
 }

@@ -204,7 +204,7 @@ fn level_body(body: &Bytes) -> Result<Level> {
 }
 
 async fn global_level(State(registry): Shared) -> Response {
-    blocking(move || Ok(json!({"compatibilityLevel": registry.level(None)?.unwrap_or_default().word()}))).await
+    blocking(move || Ok(json!({"compatibilityLevel": registry.level(None)?.unwrap_or_default().name()}))).await
 }
 
 async fn subject_level(State(registry): Shared, Path(subject): Path<String>, query: RawQuery) -> Response {
@@ -214,7 +214,7 @@ async fn subject_level(State(registry): Shared, Path(subject): Path<String>, que
             level = registry.level(None)?;
         }
         let level = level.ok_or(Error::NoLevel { subject })?;
-        Ok(json!({"compatibilityLevel": level.word()}))
+        Ok(json!({"compatibilityLevel": level.name()}))
     })
     .await
 }
@@ -223,7 +223,7 @@ async fn set_global_level(State(registry): Shared, body: Bytes) -> Response {
     blocking(move || {
         let level = level_body(&body)?;
         registry.set_level(None, level)?;
-        Ok(json!({"compatibility": level.word()}))
+        Ok(json!({"compatibility": level.name()}))
     })
     .await
 }
@@ -232,7 +232,7 @@ async fn set_subject_level(State(registry): Shared, Path(subject): Path<String>,
     blocking(move || {
         let level = level_body(&body)?;
         registry.set_level(Some(&subject), level)?;
-        Ok(json!({"compatibility": level.word()}))
+        Ok(json!({"compatibility": level.name()}))
     })
     .await
 }

@@ -154,7 +154,7 @@ impl Encoder<'_> {
             write_length(out, *at);
             return self.value(*branch, inner, out, depth);
         }
-        let exact = branches.iter().position(|b| self.schema.word(*b) == value.word());
+        let exact = branches.iter().position(|b| self.schema.type_name(*b) == value.name());
         for at in exact.into_iter().chain(0..branches.len()) {
             let Some(branch) = branches.get(at) else { continue };
             let from = out.len();
@@ -171,7 +171,7 @@ impl Encoder<'_> {
     fn mismatch(&self, ty: TypeId, value: &Datum<'_>) -> Failure {
         let got = match value {
             Datum::Bytes(bytes) => format!("{} bytes", bytes.len()),
-            value => value.word().to_owned(),
+            value => value.name().to_owned(),
         };
         failure(format!("expected {}, got {got}", self.schema.describe(ty)))
     }

@@ -249,7 +249,7 @@ impl Writer<'_> {
             Kind::Record(record) => &record.name.full,
             Kind::Enum(e) => &e.name.full,
             Kind::Fixed(fixed) => &fixed.name.full,
-            _ => self.schema.word(id),
+            _ => self.schema.type_name(id),
         }
     }
 

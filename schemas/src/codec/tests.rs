@@ -111,7 +111,7 @@ impl Picker {
 
     fn value(&mut self, schema: &Schema, id: TypeId) -> Avro {
         let ty = schema.ty(id);
-        match (&ty.kind, ty.logical.map(crate::schema::Logical::word)) {
+        match (&ty.kind, ty.logical.map(crate::schema::Logical::name)) {
             (Kind::Null, _) => Avro::Null,
             (Kind::Boolean, _) => Avro::Boolean(self.below(2) == 0),
             (Kind::Int, Some("date")) => Avro::Date(self.int()),
@@ -317,7 +317,7 @@ proptest! {
                 prop_assert_eq!(sorted(again), value);
             }
         } else {
-            prop_assert!(false, "refused: {:?}", schema.encode_json(&parsed, &mut Vec::new()));
+            prop_assert!(false, "rejected: {:?}", schema.encode_json(&parsed, &mut Vec::new()));
         }
     }
 }

@@ -139,5 +139,5 @@ fn keys_look_as_documented() {
     );
     assert_eq!(Key::of(&[]).as_str(), "[]");
     assert_eq!(Key::of(&[]).parts(), []);
-    assert_eq!(Key::of(&["~close", "w"]).inside(), "\"~close\",\"w\"");
+    assert_eq!(Key::of(&["~end", "w"]).inside(), "\"~end\",\"w\"");
 }

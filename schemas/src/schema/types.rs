@@ -160,7 +160,7 @@ pub enum Logical {
 
 impl Logical {
     /// Avro's name of the logical type.
-    pub fn word(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Logical::Date => "date",
             Logical::TimeMillis => "time-millis",

@@ -59,7 +59,7 @@ impl Edge {
             partitions: vec![0],
             times: Times::default(),
             log: 1,
-            held_bytes_max: usize::try_from(config.held_mib * MIB)?,
+            pending_bytes_max: usize::try_from(config.pending_mib * MIB)?,
             flush_bytes: FLUSH_BYTES,
             now: NOW,
         };
@@ -67,8 +67,8 @@ impl Edge {
         let (_, next) = *replica.positions().first().context("the replica has no partition")?;
         let schemas = SchemaIds {
             row: 1,
-            closing: 2,
-            open: 3,
+            transaction_end: 2,
+            transaction_begin: 3,
             stale: 4,
         };
         let mut buckets: Vec<String> = (0..rows.div_ceil(BUCKET_ROWS)).map(|n| format!("user:{n}")).collect();
@@ -109,7 +109,7 @@ impl Edge {
             );
             self.next += 1;
         }
-        let (key, value) = self.writer.closing(Version::default(), NOW);
+        let (key, value) = self.writer.transaction_end(Version::default(), NOW);
         let headers: [Header<'_>; 1] = [(WRITER, Some(WRITER_ID.as_bytes()))];
         batch.push(
             at,
@@ -124,7 +124,11 @@ impl Edge {
         );
         self.next += 1;
         let applied = self.replica.apply(0, batch.iter(), NOW)?;
-        anyhow::ensure!(applied.refused == 0, "the replica rejected {} records", applied.refused);
+        anyhow::ensure!(
+            applied.rejected == 0,
+            "the replica rejected {} records",
+            applied.rejected
+        );
         if applied.need_end {
             self.replica.set_end(0, self.next)?;
         }

@@ -117,15 +117,15 @@ fn processor() -> SyncViews {
         partitions: 1,
         schemas: SchemaIds {
             row: 1,
-            closing: 2,
-            open: 3,
+            transaction_end: 2,
+            transaction_begin: 3,
             stale: 4,
         },
         horizon_ms: i64::MAX / 2,
         fetch: Arc::new(|id| {
             (id == SCHEMA_ID).then(|| SCHEMA.to_owned()).ok_or(Unavailable {
                 reason: format!("schema {id} is not known"),
-                fate: ErrorAction::DeadLetter,
+                action: ErrorAction::DeadLetter,
             })
         }),
     })
@@ -146,7 +146,7 @@ fn records(rows: &[usize], position: u64, random: &mut Random) -> anyhow::Result
         // No column is left out.
         value.push(0);
         let tx = Tx {
-            incarnation: 1,
+            source_epoch: 1,
             position: Lsn(position),
             ordinal: u32::try_from(index)?,
             last: index + 1 == rows.len(),

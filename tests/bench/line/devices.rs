@@ -36,7 +36,7 @@ pub fn one_at_a_time(bank: &Bank, a_second: u32, target: &str) -> anyhow::Result
     let first = i64::from(a_second) * 1_000_000;
     let (roles, begun) = (Roles::look(bank), Instant::now());
     let mut answered = HashMap::new();
-    bank.database.transactional_producer(|run| {
+    bank.database.on_one_connection(|run| {
         let mut due = Instant::now();
         for (n, branch) in (first..first + count).zip(DEVICES.cycle()) {
             due += Duration::from_secs(1) / a_second;

@@ -3,7 +3,7 @@
 
 use super::workload::{COUNT_KEYS, PARTITIONS, Workload, topic_of};
 use event_log::{OutBatch, OutRecord, SharedEventLog};
-use processors::declared::{self, Config};
+use processors::declarative::{self, Config};
 use schemas::codec::Datum;
 use schemas::ids::SchemaId;
 use std::path::Path;
@@ -63,7 +63,7 @@ partitions = {PARTITIONS}
     }
     log.append(&out)?;
     let text = schema.text().to_owned();
-    let application = declared::application(&Config {
+    let application = declarative::application(&Config {
         topology,
         processor,
         schema_id: SCHEMA,

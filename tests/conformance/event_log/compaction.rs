@@ -100,13 +100,13 @@ fn put(harness: &Harness, at: &TopicPartition, records: &[&str]) -> i64 {
     harness.log.append(&keyed(at, records)).expect("append")[0].first_offset
 }
 
-/// Waits for compaction: appends filler records until `ask` returns a value.
-fn wait_cleaned<T>(harness: &Harness, what: &str, at: &[&TopicPartition], mut ask: impl FnMut() -> Option<T>) -> T {
+/// Waits for compaction: appends filler records until `poll` returns a value.
+fn wait_cleaned<T>(harness: &Harness, what: &str, at: &[&TopicPartition], mut poll: impl FnMut() -> Option<T>) -> T {
     support::wait_for(what, CLEANED, || {
         at.iter().for_each(|at| {
             put(harness, at, &[&format!("{FILLER}=")]);
         });
-        ask()
+        poll()
     })
 }
 
@@ -223,16 +223,16 @@ pub fn open_transaction_blocks_compaction(harness: &Harness) {
             (!seen.iter().any(|text| text.contains(&gone))).then_some(())
         });
     }
-    let held = [
+    let expected = [
         "1 a=2".to_owned(),
         format!("{end} a=3"),
         format!("{} b=1", end + 1),
         format!("{} b=2", end + 2),
     ];
-    assert_eq!(uncommitted(harness, &at), held);
+    assert_eq!(uncommitted(harness, &at), expected);
     committed(producer.commit(None));
     harness.wait_no_open_transaction(&at);
-    wait_shown(harness, &at, &[&held[1], &held[3]]);
+    wait_shown(harness, &at, &[&expected[1], &expected[3]]);
 }
 
 /// A record of an aborted transaction supersedes nothing, is removed, and is never returned as committed.
@@ -358,12 +358,12 @@ pub fn readers_and_members_pass_compaction_gaps(harness: &Harness) {
 /// A compacted topic rejects records without a key, inside and outside transactions.
 pub fn record_without_key_is_rejected(harness: &Harness) {
     let at = compacted_partition(harness);
-    let refused = harness.log.append(&super::harness::batch(&at, &["no key"]));
-    assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+    let rejected = harness.log.append(&super::harness::batch(&at, &["no key"]));
+    assert!(matches!(rejected, Err(Error::Rejected { .. })), "{rejected:?}");
     let mut producer = harness.any_producer();
     producer.begin().unwrap();
     match producer.send(&super::harness::batch(&at, &["no key"])) {
-        Err(Error::Refused { .. }) => producer.abort().unwrap(),
+        Err(Error::Rejected { .. }) => producer.abort().unwrap(),
         Err(other) => panic!("{other:?}"),
         Ok(()) => {
             let outcome = producer.commit(None);
@@ -390,8 +390,8 @@ pub fn record_without_key_affects_its_partition_only(harness: &Harness) {
     let mut batch = keyed(&fine, &["a=1"]);
     batch.push(super::harness::record(&bad, "no key"), []);
     batch.push(super::harness::record(&plain, "x"), []);
-    let refused = harness.log.append(&batch);
-    assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+    let rejected = harness.log.append(&batch);
+    assert!(matches!(rejected, Err(Error::Rejected { .. })), "{rejected:?}");
     assert_eq!(
         [&fine, &bad, &plain].map(|at| harness.offset(at, OffsetSpec::LogEnd)),
         [1, 0, 1],
@@ -412,10 +412,10 @@ pub fn min_lag_above_max_lag_is_rejected(harness: &Harness) {
         replication: None,
         config,
     };
-    let refused = harness.log.create_topics(&[spec]);
-    assert!(matches!(refused, Err(Error::InvalidTopic { .. })), "{refused:?}");
+    let rejected = harness.log.create_topics(&[spec]);
+    assert!(matches!(rejected, Err(Error::InvalidTopic { .. })), "{rejected:?}");
     let topic = harness.topic_with(1, |config| config.min_compaction_lag_ms = Some(5_000));
     let change = [("max.compaction.lag.ms".to_owned(), "4999".to_owned())];
-    let refused = harness.log.alter_topic(&topic, &change);
-    assert!(matches!(refused, Err(Error::InvalidTopic { .. })), "{refused:?}");
+    let rejected = harness.log.alter_topic(&topic, &change);
+    assert!(matches!(rejected, Err(Error::InvalidTopic { .. })), "{rejected:?}");
 }

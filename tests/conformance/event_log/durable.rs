@@ -131,8 +131,8 @@ fn reopening_restores_times_and_sizes() {
 fn directory_is_opened_once() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
-    let refused = EmbeddedLog::open(config(Some(dir.path().to_owned()))).map(|_| "opened twice");
-    assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+    let rejected = EmbeddedLog::open(config(Some(dir.path().to_owned()))).map(|_| "opened twice");
+    assert!(matches!(rejected, Err(Error::Rejected { .. })), "{rejected:?}");
     drop(log);
     open(dir.path());
 }

@@ -58,7 +58,10 @@ fn log_on_a_full_disk_continues_when_there_is_space() {
     let (end, error) = fill(&harness, &at, 0);
     assert_eq!(error.action(), ErrorAction::Retry, "{error}");
     let dir = disk.path().join("log").display().to_string();
-    for text in [error.to_string(), harness.log.check_reach().unwrap_err().to_string()] {
+    for text in [
+        error.to_string(),
+        harness.log.check_reachable().unwrap_err().to_string(),
+    ] {
         assert!(text.contains(&dir) && text.contains("disk space"), "{text}");
     }
     let failed = Instant::now();
@@ -74,7 +77,7 @@ fn log_on_a_full_disk_continues_when_there_is_space() {
     check_contents(&harness, &at, end);
 
     disk.grow(1_024);
-    wait_for("the log to accept writes", LIMIT, || harness.log.check_reach().ok());
+    wait_for("the log to accept writes", LIMIT, || harness.log.check_reachable().ok());
     producer.abort().unwrap();
     for number in end..end + 5 {
         assert_eq!(harness.append(&at, &[&value(number)]).first_offset, number);
@@ -104,7 +107,7 @@ fn log_keeps_reserved_space_free() {
     assert!(free.f_bavail * free.f_frsize > 64 << 20);
     check_contents(&harness, &at, end);
     disk.grow(1_024);
-    wait_for("the log to accept writes", LIMIT, || harness.log.check_reach().ok());
+    wait_for("the log to accept writes", LIMIT, || harness.log.check_reachable().ok());
     assert_eq!(harness.append(&at, &[&value(end)]).first_offset, end);
     check_contents(&harness, &at, end + 1);
 }
@@ -117,7 +120,7 @@ fn read_only_disk_is_an_error_at_open() {
     disk.read_only(true);
     let error = EmbeddedLog::open(config.clone()).map(drop).expect_err("read-only");
     let text = error.to_string();
-    assert!(matches!(error, Error::Refused { .. }), "{error:?}");
+    assert!(matches!(error, Error::Rejected { .. }), "{error:?}");
     let dir = disk.path().join("log").display().to_string();
     assert!(
         text.contains(&dir) && text.contains("make the directory writable"),

@@ -17,7 +17,7 @@ fn parts(topic: &Arc<str>, numbers: impl IntoIterator<Item = i32>) -> Vec<TopicP
 #[derive(Default)]
 struct Events {
     events: Vec<Event>,
-    held: Vec<TopicPartition>,
+    assigned: Vec<TopicPartition>,
 }
 
 impl Events {
@@ -26,11 +26,11 @@ impl Events {
             Event::Idle | Event::Records => {}
             event => {
                 match &event {
-                    Event::Assigned(partitions) => self.held.extend(partitions.iter().cloned()),
-                    Event::Revoked(gone) | Event::Lost(gone) => self.held.retain(|at| !gone.contains(at)),
+                    Event::Assigned(partitions) => self.assigned.extend(partitions.iter().cloned()),
+                    Event::Revoked(gone) | Event::Lost(gone) => self.assigned.retain(|at| !gone.contains(at)),
                     Event::Idle | Event::Records => unreachable!("handled above"),
                 }
-                self.held.sort();
+                self.assigned.sort();
                 self.events.push(event);
             }
         }
@@ -41,12 +41,12 @@ impl Events {
 fn share(
     first: &mut dyn GroupConsumer,
     second: &mut dyn GroupConsumer,
-    held: &[TopicPartition],
+    assigned: &[TopicPartition],
     all: usize,
 ) -> (Events, Events) {
     let (mut a, mut b) = (
         Events {
-            held: held.to_vec(),
+            assigned: assigned.to_vec(),
             ..Events::default()
         },
         Events::default(),
@@ -54,7 +54,7 @@ fn share(
     support::wait_for("the partitions to be shared", LIMIT, || {
         a.poll(first);
         b.poll(second);
-        (!b.held.is_empty() && !a.held.is_empty() && a.held.len() + b.held.len() == all).then_some(())
+        (!b.assigned.is_empty() && !a.assigned.is_empty() && a.assigned.len() + b.assigned.len() == all).then_some(())
     });
     (a, b)
 }
@@ -76,7 +76,7 @@ pub fn second_member_gets_its_share(harness: &Harness) {
     };
     assert!(as_it_should_be, "{:?}", a.events);
     assert!(matches!(&b.events[..], [Event::Assigned(_)]), "{:?}", b.events);
-    let mut shares = [a.held, b.held];
+    let mut shares = [a.assigned, b.assigned];
     shares.sort();
     assert_eq!(shares, [parts(&topic, 0..2), parts(&topic, 2..4)]);
     first.close().unwrap();
@@ -161,12 +161,12 @@ pub fn unmoved_partitions_are_read_during_rebalance(harness: &Harness) {
     }
     assert_eq!(records(&mut *first, 12).len(), 12);
     let mut second = harness.join(&group, &[&topic]);
-    let (mut held, mut next, mut events) = (all.clone(), vec![3; 4], 0);
+    let (mut assigned, mut next, mut events) = (all.clone(), vec![3; 4], 0);
     let mut batch_read = RecordBatch::default();
     // Records are appended until the second member has its share, and for some time after that.
     let mut read_after = 0;
     support::wait_for("the rest to be read on beside the change", LIMIT, || {
-        for at in &held {
+        for at in &assigned {
             harness.append(at, &["more"]);
         }
         match second.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap() {
@@ -174,10 +174,14 @@ pub fn unmoved_partitions_are_read_during_rebalance(harness: &Harness) {
             event => assert_eq!(event, Event::Idle),
         }
         match first.poll(&mut batch_read, 1 << 20, SHORT).unwrap() {
-            Event::Revoked(gone) => held.retain(|at| !gone.contains(at)),
+            Event::Revoked(gone) => assigned.retain(|at| !gone.contains(at)),
             Event::Records => {
                 for record in batch_read.iter() {
-                    assert!(held.contains(record.partition()), "{} was revoked", record.partition());
+                    assert!(
+                        assigned.contains(record.partition()),
+                        "{} was revoked",
+                        record.partition()
+                    );
                     let place = usize::try_from(record.partition().partition).unwrap();
                     assert_eq!(record.offset(), next[place], "{}", record.partition());
                     next[place] += 1;
@@ -188,7 +192,7 @@ pub fn unmoved_partitions_are_read_during_rebalance(harness: &Harness) {
         }
         (read_after >= 20).then_some(())
     });
-    assert_eq!((held.len(), events), (2, 2));
+    assert_eq!((assigned.len(), events), (2, 2));
     first.close().unwrap();
     second.close().unwrap();
 }
@@ -287,7 +291,7 @@ pub fn partitions_of_left_member_are_reassigned(harness: &Harness) {
     first.close().unwrap();
     support::wait_for("everything to be the second's", LIMIT, || {
         b.poll(&mut *second);
-        (b.held == all).then_some(())
+        (b.assigned == all).then_some(())
     });
     harness.append(&all[2], &["x"]);
     second.start(&all[2], 0).unwrap();
@@ -373,7 +377,7 @@ pub fn static_member_restarts_without_rebalance(harness: &Harness) {
     assigned(&mut *first);
     let mut second = harness.join_as(&group, Some("node-2"), &[&topic]);
     let (a, mut b) = share(&mut *first, &mut *second, &all, all.len());
-    let (share_of_first, events) = (a.held, b.events.len());
+    let (share_of_first, events) = (a.assigned, b.events.len());
     first.close().unwrap();
     b.poll(&mut *second);
     let mut first = harness.join_as(&group, Some("node-1"), &[&topic]);
@@ -407,10 +411,10 @@ pub fn absent_static_member_loses_partitions(harness: &Harness) {
     let stale = first.group_metadata().unwrap();
     first.close().unwrap();
     b.poll(&mut *second);
-    assert_eq!(b.held.len(), 1, "the static membership is kept at first");
+    assert_eq!(b.assigned.len(), 1, "the static membership is kept at first");
     support::wait_for("everything to be the second's", LIMIT, || {
         b.poll(&mut *second);
-        (b.held == all).then_some(())
+        (b.assigned == all).then_some(())
     });
     let mut producer = harness.any_producer();
     producer.begin().unwrap();
@@ -431,17 +435,21 @@ pub fn topics_are_shared_by_subscribers_only(harness: &Harness) {
     support::wait_for("one of the two to move", LIMIT, || {
         a.poll(&mut *first);
         b.poll(&mut *second);
-        ((a.held.len(), b.held.len()) == (1, 3)).then_some(())
+        ((a.assigned.len(), b.assigned.len()) == (1, 3)).then_some(())
     });
-    assert_eq!(*a.held[0].topic, *both);
-    assert!(parts(&one, 0..2).iter().all(|at| b.held.contains(at)), "{:?}", b.held);
+    assert_eq!(*a.assigned[0].topic, *both);
+    assert!(
+        parts(&one, 0..2).iter().all(|at| b.assigned.contains(at)),
+        "{:?}",
+        b.assigned
+    );
     first.close().unwrap();
     second.close().unwrap();
 }
 
 /// Polls a member until it owns exactly these partitions, and starts each at 0 when it is assigned.
-fn hold(consumer: &mut dyn GroupConsumer, events: &mut Events, wanted: &[TopicPartition]) {
-    support::wait_for("the member to hold what it should", LIMIT, || {
+fn wait_assigned(consumer: &mut dyn GroupConsumer, events: &mut Events, wanted: &[TopicPartition]) {
+    support::wait_for("the member to have its partitions", LIMIT, || {
         let before = events.events.len();
         events.poll(consumer);
         if events.events.len() > before
@@ -449,7 +457,7 @@ fn hold(consumer: &mut dyn GroupConsumer, events: &mut Events, wanted: &[TopicPa
         {
             partitions.iter().for_each(|at| consumer.start(at, 0).unwrap());
         }
-        (events.held == wanted).then_some(())
+        (events.assigned == wanted).then_some(())
     });
 }
 
@@ -463,7 +471,7 @@ pub fn static_member_restarts_with_more_topics(harness: &Harness) {
     let mut member = harness.join_as(&group, Some("node-1"), &[&old, &new]);
     let mut all = [parts(&old, 0..2), parts(&new, 0..2)].concat();
     all.sort();
-    hold(&mut *member, &mut Events::default(), &all);
+    wait_assigned(&mut *member, &mut Events::default(), &all);
     harness.append(&parts(&new, [1])[0], &["x"]);
     assert_eq!(texts(&records(&mut *member, 1)), ["x"]);
     assert_eq!(member.unassigned(), &[] as &[Arc<str>]);
@@ -478,12 +486,12 @@ pub fn static_member_restarts_with_fewer_topics(harness: &Harness) {
     member.close().unwrap();
     let mut member = harness.join_as(&group, Some("node-1"), &[&kept]);
     let mut events = Events::default();
-    hold(&mut *member, &mut events, &parts(&kept, 0..2));
+    wait_assigned(&mut *member, &mut events, &parts(&kept, 0..2));
     harness.append(&parts(&kept, [1])[0], &["x"]);
     assert_eq!(texts(&records(&mut *member, 1)), ["x"]);
     let info = harness.log.group_info(&group).unwrap().expect("the group");
-    let held: Vec<_> = info.members.into_iter().flat_map(|member| member.partitions).collect();
-    assert!(held.iter().all(|at| at.topic == kept), "{held:?}");
+    let assigned: Vec<_> = info.members.into_iter().flat_map(|member| member.partitions).collect();
+    assert!(assigned.iter().all(|at| at.topic == kept), "{assigned:?}");
     member.close().unwrap();
 }
 
@@ -502,7 +510,7 @@ pub fn static_members_co_partition_new_topic(harness: &Harness) {
     support::wait_for("the first to have the new topic alone", LIMIT, || {
         a.poll(&mut *first);
         b.poll(&mut *second);
-        parts(&new, 0..2).iter().all(|at| a.held.contains(at)).then_some(())
+        parts(&new, 0..2).iter().all(|at| a.assigned.contains(at)).then_some(())
     });
     second.close().unwrap();
     let mut second = harness.join_as(&group, Some("node-2"), &[&old, &new]);
@@ -511,7 +519,7 @@ pub fn static_members_co_partition_new_topic(harness: &Harness) {
         a.poll(&mut *first);
         b.poll(&mut *second);
         let numbers = |events: &Events, topic: &Arc<str>| -> Vec<i32> {
-            let of_topic = events.held.iter().filter(|at| at.topic == *topic);
+            let of_topic = events.assigned.iter().filter(|at| at.topic == *topic);
             of_topic.map(|at| at.partition).collect()
         };
         let equal =

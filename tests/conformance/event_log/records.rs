@@ -287,14 +287,14 @@ pub fn record_over_topic_limit_is_rejected(harness: &Harness) {
     let topic = harness.topic_with(1, |config| config.max_message_bytes = Some(5_000));
     let at = TopicPartition::new(topic.clone(), 0);
     harness.append(&at, &[&"x".repeat(4_500)]);
-    let refused = harness.log.append(&batch(&at, &[&"x".repeat(6_000)]));
+    let rejected = harness.log.append(&batch(&at, &[&"x".repeat(6_000)]));
     let Err(Error::TooLarge {
         topic: named,
         bytes,
         limit,
-    }) = refused
+    }) = rejected
     else {
-        panic!("not refused: {refused:?}");
+        panic!("not rejected: {rejected:?}");
     };
     assert_eq!((named.as_str(), limit), (&*topic, 5_000));
     assert!(bytes >= 6_000, "{bytes}");

@@ -67,10 +67,10 @@ pub fn what_kafka_rejects_is_rejected(harness: &Harness) {
     ];
     for spec in bad {
         let name = spec.name.clone();
-        let refused = harness.log.create_topics(&[spec]);
+        let rejected = harness.log.create_topics(&[spec]);
         assert!(
-            matches!(refused, Err(Error::InvalidTopic { .. })),
-            "{name}: {refused:?}"
+            matches!(rejected, Err(Error::InvalidTopic { .. })),
+            "{name}: {rejected:?}"
         );
         assert!(!harness.log.topics().unwrap().contains(&name), "{name} was created");
     }
@@ -167,9 +167,9 @@ pub fn missing_topic_is_unknown_topic(harness: &Harness) {
 
 /// The log epoch does not change while the log exists.
 pub fn log_epoch_is_stable(harness: &Harness) {
-    let incarnation = harness.log.log_epoch().unwrap();
-    assert!(!incarnation.is_empty());
+    let epoch = harness.log.log_epoch().unwrap();
+    assert!(!epoch.is_empty());
     harness.partition();
-    assert_eq!(harness.log.log_epoch().unwrap(), incarnation);
-    assert!(!harness.log.describe_self().is_empty());
+    assert_eq!(harness.log.log_epoch().unwrap(), epoch);
+    assert!(!harness.log.description().is_empty());
 }

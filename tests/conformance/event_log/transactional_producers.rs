@@ -150,8 +150,8 @@ pub fn rejected_record_forces_abort(harness: &Harness) {
     for commits in [false, true] {
         producer.begin().unwrap();
         producer.send(&batch(&at, &["small"])).unwrap();
-        let refused = producer.send(&batch(&at, &["small too", &large, "behind"]));
-        assert!(matches!(refused, Err(Error::TooLarge { .. })), "{refused:?}");
+        let rejected = producer.send(&batch(&at, &["small too", &large, "behind"]));
+        assert!(matches!(rejected, Err(Error::TooLarge { .. })), "{rejected:?}");
         if commits {
             let outcome = producer.commit(None);
             assert!(matches!(outcome, Outcome::Aborted { fenced: false, .. }), "{outcome:?}");
@@ -193,13 +193,13 @@ pub fn producer_has_one_transaction_at_a_time(harness: &Harness) {
     let mut producer = harness.any_producer();
     assert!(matches!(
         producer.send(&batch(&at, &["no"])),
-        Err(Error::Refused { .. })
+        Err(Error::Rejected { .. })
     ));
     let outcome = producer.commit(None);
     assert!(matches!(outcome, Outcome::Aborted { fenced: false, .. }), "{outcome:?}");
     producer.begin().unwrap();
     producer.send(&batch(&at, &["a"])).unwrap();
-    assert!(matches!(producer.begin(), Err(Error::Refused { .. })));
+    assert!(matches!(producer.begin(), Err(Error::Rejected { .. })));
     producer.send(&OutBatch::default()).unwrap();
     producer.send(&batch(&at, &["b"])).unwrap();
     committed(producer.commit(None));

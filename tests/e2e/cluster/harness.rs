@@ -80,7 +80,7 @@ const RUNS: &str = "task runs";
 /// How long a killed broker stays down: longer than its partitions need to get new leaders.
 const DOWN: Duration = Duration::from_secs(5);
 /// Failpoints that keep each transaction open for a while, so that kills occur during open transactions.
-const OPEN: &str = "runtime.commit.sent=pause:150,log.commit.before=pause:150";
+const OPEN: &str = "streams.commit.sent=pause:150,log.commit.before=pause:150";
 
 /// Result of a run.
 #[derive(Debug, Default)]

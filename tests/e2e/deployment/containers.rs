@@ -125,16 +125,16 @@ fn node_findings(tree: &Tree, service: &Value) -> Vec<String> {
     let mut findings = Vec::new();
     let command: Vec<String> = strings(&service["command"]).into_iter().map(str::to_owned).collect();
     check_trunkline(&command, &mut findings);
-    let home = service["working_dir"].as_str().unwrap_or_default();
+    let working_dir = service["working_dir"].as_str().unwrap_or_default();
     let mounts = mounts(service);
     let mounted = |name: &str| {
-        let target = format!("{home}/{name}");
+        let target = format!("{working_dir}/{name}");
         let mount = mounts.iter().find(|(_, to)| *to == target);
         mount.map(|(from, _)| from.trim_start_matches("./"))
     };
     // These file names are the defaults of `trunkline run`.
     match mounted("topology.toml") {
-        None => findings.push(format!("no topology is mounted at {home}/topology.toml")),
+        None => findings.push(format!("no topology is mounted at {working_dir}/topology.toml")),
         Some(file) if !tree.exists(file) => {}
         Some(file) => {
             let topology = tree.toml(file);
@@ -147,7 +147,7 @@ fn node_findings(tree: &Tree, service: &Value) -> Vec<String> {
         }
     }
     if mounted("trunkline.toml") != Some(CONFIG) {
-        findings.push(format!("{CONFIG} is not mounted at {home}/trunkline.toml"));
+        findings.push(format!("{CONFIG} is not mounted at {working_dir}/trunkline.toml"));
     }
     let config = tree.toml(CONFIG);
     let data = config.get("data_dir").and_then(toml::Value::as_str).unwrap_or_default();

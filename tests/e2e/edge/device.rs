@@ -47,13 +47,13 @@ impl Device {
     }
 
     /// Sends a poll and returns the response.
-    pub async fn ask(&self, edge: &Running, more: &str) -> Response {
+    pub async fn get(&self, edge: &Running, more: &str) -> Response {
         self.request(edge, more).send().await.expect("an answer")
     }
 
     /// Polls once and applies the page. Returns whether it was complete, or `None` for 304.
     pub async fn poll(&mut self, edge: &Running, more: &str) -> Option<bool> {
-        let answer = self.ask(edge, more).await;
+        let answer = self.get(edge, more).await;
         match answer.status() {
             StatusCode::NOT_MODIFIED => {
                 assert!(answer.bytes().await.expect("no body").is_empty());
@@ -68,7 +68,7 @@ impl Device {
     pub async fn sync(&mut self, edge: &Running, limit: usize) {
         loop {
             let answer = eventually("a response other than 503", async || {
-                let answer = self.ask(edge, &format!("&limit={limit}")).await;
+                let answer = self.get(edge, &format!("&limit={limit}")).await;
                 (answer.status() != StatusCode::SERVICE_UNAVAILABLE).then_some(answer)
             })
             .await;

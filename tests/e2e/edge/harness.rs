@@ -9,7 +9,7 @@ use edge::auth::Identity;
 use edge::config::{Algorithm, CursorKeyConfig, Engine, StoreConfig};
 use edge::sync::Memberships;
 use edge::token::{DEV_AUDIENCE, DevKey, TokenRequest};
-use edge::{Config, Parts};
+use edge::{Config, EdgeContext};
 use event_log::{
     Cleanup, Header, OutBatch, OutRecord, Outcome, SharedEventLog, TimestampPolicy, TopicConfig, TopicSpec,
     TransactionalProducer, TransactionalProducerConfig,
@@ -158,7 +158,7 @@ impl Harness {
             expires_in_s: spec.expires_in_s,
         };
         self.key
-            .mint(&request, self.clock.now_ms() / 1_000 - spec.age_s)
+            .sign(&request, self.clock.now_ms() / 1_000 - spec.age_s)
             .expect("sign a token")
     }
 
@@ -172,7 +172,7 @@ impl Harness {
             store: StoreConfig {
                 engine: Engine::Fjall,
                 memory_mib: 16,
-                held_mib: 1,
+                pending_mib: 1,
             },
             ..Config::default()
         }
@@ -185,7 +185,7 @@ impl Harness {
 
     pub async fn edge_with(&self, config: Config) -> Running {
         let (tasks, readiness) = (Tasks::new(), Readiness::new());
-        let parts = Parts {
+        let parts = EdgeContext {
             config,
             log: self.log.clone(),
             view_log: VIEW_LOG.into(),
@@ -232,11 +232,11 @@ impl Running {
     }
 }
 
-/// Calls `ask` until it returns a value. Panics with `what` after 60 s.
-pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+/// Calls `poll` until it returns a value. Panics with `what` after 60 s.
+pub async fn eventually<T>(what: &str, mut poll: impl AsyncFnMut() -> Option<T>) -> T {
     let end = tokio::time::Instant::now() + Duration::from_secs(60);
     loop {
-        if let Some(answer) = ask().await {
+        if let Some(answer) = poll().await {
             return answer;
         }
         assert!(tokio::time::Instant::now() < end, "timed out waiting for {what}");
@@ -269,8 +269,8 @@ impl Line {
             WRITER_ID,
             SchemaIds {
                 row: 1,
-                closing: 2,
-                open: 3,
+                transaction_end: 2,
+                transaction_begin: 3,
                 stale: 4,
             },
         );
@@ -306,7 +306,7 @@ impl Line {
             if close {
                 push(
                     *partition,
-                    writer.closing(Version::default(), self.clock.now_ms()),
+                    writer.transaction_end(Version::default(), self.clock.now_ms()),
                     &writer_header,
                 );
             } else {

@@ -32,14 +32,14 @@ async fn edge_answers_503_while_the_broker_is_down() {
     })
     .await;
     assert!(
-        report["components"][0]["next_command"]
+        report["components"][0]["fix"]
             .as_str()
             .unwrap()
             .contains("trunkline doctor"),
         "{report}"
     );
     eventually("503 without a proof", async || {
-        (device.ask(&edge, "").await.status() == 503).then_some(())
+        (device.get(&edge, "").await.status() == 503).then_some(())
     })
     .await;
     tokio::task::block_in_place(|| broker.restart());

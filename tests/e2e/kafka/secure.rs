@@ -59,7 +59,7 @@ fn tls_and_scram_work_and_errors_name_the_cause() {
             KafkaLog::connect(config(directory.path(), &broker, password, authority)).expect("the settings are fine");
         let error = log.topics().expect_err("the broker rejects the client");
         assert!(
-            matches!(error, Error::Unavailable { .. } | Error::Refused { .. }),
+            matches!(error, Error::Unavailable { .. } | Error::Rejected { .. }),
             "{error:?}"
         );
         assert!(error.to_string().contains(word), "{error}");

@@ -149,14 +149,16 @@ impl Compose {
             .prefix("trunkline-compose-")
             .tempdir()
             .expect("make a directory");
-        let home = service["working_dir"].as_str().expect("a working directory");
+        let working_dir = service["working_dir"].as_str().expect("a working directory");
         let (data, edge, admin) = (dir.path().join("data"), free_port(), free_port());
         let mut holds_data = false;
         for volume in texts(&service["volumes"]) {
             let mut parts = volume.split(':');
             let (from, to) = (parts.next().expect("a source"), parts.next().expect("a target"));
             holds_data |= to == "/var/lib/trunkline";
-            let Some(file) = to.strip_prefix(home) else { continue };
+            let Some(file) = to.strip_prefix(working_dir) else {
+                continue;
+            };
             let text = fs::read_to_string(self.root.join(from)).unwrap_or_else(|e| panic!("{from}: {e}"));
             let text = self
                 .localize(&text)

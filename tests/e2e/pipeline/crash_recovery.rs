@@ -21,21 +21,21 @@ const CRASHES: [(&str, &str, bool); 27] = [
     ("connector", "log.commit.after=kill@5", false),
     ("connector", "connector.after_commit=kill@5", false),
     ("connector", "connector.after_acknowledge=kill@5", false),
-    ("processor", "runtime.assigned=kill", false),
-    ("processor", "runtime.recovery.start=kill", false),
-    ("processor", "runtime.recovery.open=kill", false),
-    ("processor", "runtime.recovery.offsets=kill", false),
-    ("processor", "runtime.recovery.end=kill", false),
-    ("processor", "runtime.recovery.reached=kill", false),
-    ("processor", "runtime.restore.batch=kill@2", true),
-    ("processor", "runtime.commit.begin=kill@5", false),
+    ("processor", "streams.assigned=kill", false),
+    ("processor", "streams.recovery.start=kill", false),
+    ("processor", "streams.recovery.open=kill", false),
+    ("processor", "streams.recovery.offsets=kill", false),
+    ("processor", "streams.recovery.end=kill", false),
+    ("processor", "streams.recovery.reached=kill", false),
+    ("processor", "streams.restore.batch=kill@2", true),
+    ("processor", "streams.commit.begin=kill@5", false),
     ("processor", "log.send.after=kill@5", false),
-    ("processor", "runtime.commit.sent=kill@5", false),
+    ("processor", "streams.commit.sent=kill@5", false),
     ("processor", "log.offsets.before=kill@5", false),
     ("processor", "log.commit.before=kill@5", false),
     ("processor", "log.commit.after=kill@5", false),
-    ("processor", "runtime.commit.committed=kill@5", false),
-    ("processor", "runtime.commit.applied=kill@5", false),
+    ("processor", "streams.commit.committed=kill@5", false),
+    ("processor", "streams.commit.applied=kill@5", false),
     ("edge-1", "edge.before_apply=kill@5", false),
     ("edge-1", "edge.after_apply=kill@5", false),
     ("edge-1", "replica.before_commit=kill@5", false),
@@ -72,12 +72,12 @@ fn devices_stay_consistent_after_failpoint_crashes() {
     harness.fleet.kill("edge-1");
     // When the failpoint is reached for the second time, a part of the source transaction has already been made visible
     // and committed to the store.
-    harness.fleet.start_with("edge-1", "replica.mid_closing=kill@2");
+    harness.fleet.start_with("edge-1", "replica.mid_apply=kill@2");
     sql(
         &harness.postgres.url(),
         "UPDATE pgbench_accounts SET filler = md5(aid::text)",
     );
-    expect_crash(&mut harness, "edge-1", "replica.mid_closing=kill@2");
+    expect_crash(&mut harness, "edge-1", "replica.mid_apply=kill@2");
     harness.fleet.start("edge-1");
     harness.more_pages(1, LIMIT);
     drop(load);

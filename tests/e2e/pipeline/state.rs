@@ -131,7 +131,7 @@ fn state_queries_route_to_owner_and_fail_over_warm() {
         .iter()
         .for_each(|node| fleet.wait_ready(node, LIMIT));
     post_events(port);
-    let list = || state(&kafka, &["list"]).unwrap_or_else(|said| panic!("{said}"));
+    let list = || state(&kafka, &["list"]).unwrap_or_else(|output| panic!("{output}"));
     let (a, b) = (fleet.admin("views-a"), fleet.admin("views-b"));
     let of = |tasks: &Value, phase: &str, node: &str| {
         let all = tasks.as_array().cloned().unwrap_or_default();
@@ -151,14 +151,14 @@ fn state_queries_route_to_owner_and_fail_over_warm() {
         rows.filter(|rows| rows.as_array().is_some_and(|rows| rows.len() == 200))
     });
     every_row_is_found(&kafka, &rows, &[&a, &b]);
-    let refused = state(&kafka, &["get", "shop.sync-views", "nothing", "[1]"]).expect_err("no such store");
+    let rejected = state(&kafka, &["get", "shop.sync-views", "nothing", "[1]"]).expect_err("no such store");
     assert!(
-        refused.contains("has no store `nothing`; it has: event.seen"),
-        "{refused}"
+        rejected.contains("has no store `nothing`; it has: event.seen"),
+        "{rejected}"
     );
-    let refused = state(&kafka, &["get", "sync-views", "event.seen", "[1]"]).expect_err("no such processor");
+    let rejected = state(&kafka, &["get", "sync-views", "event.seen", "[1]"]).expect_err("no such processor");
     let expected = "no process has announced processor `sync-views`; announced are shop.sync-views;";
-    assert!(refused.contains(expected), "{refused}");
+    assert!(rejected.contains(expected), "{rejected}");
 
     let unauthenticated = state_with(None, &kafka, &["list"]).expect_err("no token");
     assert!(unauthenticated.contains("rejects the request"), "{unauthenticated}");

@@ -41,7 +41,7 @@ fn snapshot_precedes_transactions_in_commit_order() {
     assert!(
         records[..4]
             .iter()
-            .all(|r| r.snapshot.is_some() && r.tx.incarnation == 1)
+            .all(|r| r.snapshot.is_some() && r.tx.source_epoch == 1)
     );
     assert!(records[4..].iter().all(|r| r.snapshot.is_none()));
     let one = &records[4..8];

@@ -207,8 +207,8 @@ fn settle(database: &Database, topic: &mut Topic) {
             if pos != last_pos {
                 if r.table == "history" || r.table == "accounts" {
                     eprintln!(
-                        "tx {pos} inc {} first {} at {n} ord {}",
-                        r.tx.incarnation,
+                        "tx {pos} epoch {} first {} at {n} ord {}",
+                        r.tx.source_epoch,
                         r.line(),
                         r.tx.ordinal
                     );
@@ -242,9 +242,9 @@ fn never_half(topic: &Topic) {
             .as_i64()
             .unwrap_or_else(|| value.as_str().unwrap().parse().unwrap())
     };
-    let newest = topic.records.iter().map(|r| r.tx.incarnation).max().unwrap();
+    let newest = topic.records.iter().map(|r| r.tx.source_epoch).max().unwrap();
     let mut chunks = 0;
-    for record in topic.records.iter().filter(|r| r.tx.incarnation == newest) {
+    for record in topic.records.iter().filter(|r| r.tx.source_epoch == newest) {
         if record.key.starts_with("[\"~chunk") {
             chunks += 1;
         } else if record.table == "accounts" {
@@ -331,7 +331,7 @@ fn connector_survives_a_database_restart() {
         cluster.kill();
         let report = connector.wait_for(State::Retrying);
         assert!(report.cause.unwrap().contains("PostgreSQL at 127.0.0.1"));
-        assert!(report.next.unwrap().contains("the connector retries"));
+        assert!(report.fix.unwrap().contains("the connector retries"));
         cluster.restart();
         connector.wait_for(State::Running);
     }
@@ -356,7 +356,7 @@ fn connector_survives_a_broker_restart() {
     let business = Business::begin(&database, 300);
     broker.kill();
     let report = connector.wait_for(State::Retrying);
-    assert!(report.next.unwrap().contains("the log is running and reachable"));
+    assert!(report.fix.unwrap().contains("the log is running and reachable"));
     broker.restart();
     connector.wait_for(State::Running);
     drop(business);
@@ -382,7 +382,7 @@ fn newer_duplicate_fences_the_older_connector() {
     let error = first.ended().unwrap_err();
     assert!(matches!(error, Error::Fenced { .. }), "{error:?}");
     assert_eq!(report.report().state, State::Stopped);
-    assert!(report.report().next.unwrap().contains("stop one of the two processes"));
+    assert!(report.report().fix.unwrap().contains("stop one of the two processes"));
     second.wait_for(State::Running);
     drop(business);
     settle(&database, &mut topic);

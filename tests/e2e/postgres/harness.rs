@@ -64,12 +64,12 @@ impl Database {
     }
 
     fn admin(&self, sql: &str) {
-        self.ask(&self.server, sql);
+        self.run_on(&self.server, sql);
     }
 
     /// Runs statements; returns their rows, with values as text.
     pub fn sql(&self, sql: &str) -> Vec<Vec<Option<String>>> {
-        self.ask(&self.url, sql)
+        self.run_on(&self.url, sql)
     }
 
     /// Runs statements one by one, each in its own transaction.
@@ -88,20 +88,20 @@ impl Database {
             .flatten()
     }
 
-    fn ask(&self, url: &str, sql: &str) -> Vec<Vec<Option<String>>> {
-        self.try_ask(url, sql)
+    fn run_on(&self, url: &str, sql: &str) -> Vec<Vec<Option<String>>> {
+        self.try_run(url, sql)
             .unwrap_or_else(|error| panic!("{sql}: {error:?}"))
     }
 
-    fn try_ask(&self, url: &str, sql: &str) -> Result<Vec<Vec<Option<String>>>, tokio_postgres::Error> {
+    fn try_run(&self, url: &str, sql: &str) -> Result<Vec<Vec<Option<String>>>, tokio_postgres::Error> {
         self.runtime.block_on(async {
             let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
-            let asking = async {
+            let query = async {
                 let answer = client.simple_query(sql).await;
                 drop(client);
                 answer
             };
-            let (answer, ended) = tokio::join!(asking, connection);
+            let (answer, ended) = tokio::join!(query, connection);
             ended?;
             let rows = answer?.into_iter().filter_map(|message| match message {
                 SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect()),
@@ -112,7 +112,7 @@ impl Database {
     }
 
     /// Opens one connection and passes `work` a function that executes a statement on it.
-    pub fn transactional_producer(&self, work: impl FnOnce(&mut dyn FnMut(&str))) {
+    pub fn on_one_connection(&self, work: impl FnOnce(&mut dyn FnMut(&str))) {
         let (client, connection) = self
             .runtime
             .block_on(tokio_postgres::connect(&self.url, NoTls))
@@ -144,8 +144,8 @@ impl Drop for Database {
         );
         for _ in 0..100 {
             // The slot remains active for a moment after its reader has ended, and the cluster may have been stopped.
-            let dropped = self.try_ask(&self.server, &drop_slots).and_then(|_| {
-                self.try_ask(
+            let dropped = self.try_run(&self.server, &drop_slots).and_then(|_| {
+                self.try_run(
                     &self.server,
                     &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name),
                 )
@@ -524,7 +524,7 @@ impl Topic {
             if record.key.starts_with("[\"~chunk\"") {
                 let snapshot = record.snapshot.clone().unwrap();
                 rows.retain(|_, (_, tx, of)| {
-                    record.table != table_of(of) || tx.incarnation == record.tx.incarnation || of.ends_with(&snapshot)
+                    record.table != table_of(of) || tx.source_epoch == record.tx.source_epoch || of.ends_with(&snapshot)
                 });
             } else if record.key == format!("[\"{}\"]", record.table) {
                 rows.retain(|_, (_, _, of)| table_of(of) != record.table);

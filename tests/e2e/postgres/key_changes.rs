@@ -41,8 +41,8 @@ fn sync_views(setting: &Setting) -> StepDriver {
         partitions: 1,
         schemas: SchemaIds {
             row: 1,
-            closing: 2,
-            open: 3,
+            transaction_end: 2,
+            transaction_begin: 3,
             stale: 4,
         },
         horizon_ms: 1_000_000,
@@ -50,7 +50,7 @@ fn sync_views(setting: &Setting) -> StepDriver {
             let text = registry.by_id(SchemaId(id));
             text.map(|text| text.to_string()).map_err(|e| Unavailable {
                 reason: e.to_string(),
-                fate: ErrorAction::DeadLetter,
+                action: ErrorAction::DeadLetter,
             })
         }),
     });
@@ -134,7 +134,7 @@ fn apply(driver: &mut StepDriver, rows: &mut BTreeMap<String, String>) {
 }
 
 /// The same rows, read from the database.
-fn held(database: &Database, table: &str) -> BTreeMap<String, String> {
+fn rows_of(database: &Database, table: &str) -> BTreeMap<String, String> {
     let rows = database.sql(&format!("SELECT id, owner, body FROM {table}"));
     let row = |row: Vec<Option<String>>| {
         let [Some(id), Some(owner), Some(body)] = row.as_slice() else {
@@ -204,8 +204,8 @@ fn unchanged_large_columns_follow_rows_to_their_new_keys() {
     let left_out = records.iter().filter(|r| !r.unchanged.is_empty() && r.moved.is_some());
     assert_eq!(left_out.count(), 7, "rows whose key changed without their body");
     assert!(records.iter().all(|r| r.table == "documents" || r.unchanged.is_empty()));
-    let mut want = held(&database, "documents");
-    want.extend(held(&database, "whole"));
+    let mut want = rows_of(&database, "documents");
+    want.extend(rows_of(&database, "whole"));
     let got = shown(&setting, count);
     assert_eq!(got.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>());
     assert!(got == want, "a row has another body than in the database");

@@ -123,7 +123,7 @@ impl Running {
         self.connector = Some(setting.start(&self.database));
         wait_for("a new source epoch", LIMIT, || {
             self.topic.read();
-            self.topic.records.iter().any(|r| r.tx.incarnation > 1).then_some(())
+            self.topic.records.iter().any(|r| r.tx.source_epoch > 1).then_some(())
         });
         self.connector().wait_for(State::Running);
         wait_for("the table to run", LIMIT, || {
@@ -374,7 +374,7 @@ fn row_level_security_is_refused_before_a_partial_snapshot() {
     assert!(report.cause.unwrap().contains("row-level security of table orders"));
     assert!(
         report
-            .next
+            .fix
             .unwrap()
             .contains(&format!("ALTER ROLE \"{user}\" BYPASSRLS"))
     );
@@ -423,19 +423,19 @@ fn position_of_an_older_release_needs_a_resync_which_raises_the_source_epoch() {
     topic.wait("the snapshot", |records| records.len() == 4);
     let name = setting.name.clone();
     running.connector.unwrap().stop().unwrap();
-    setting.store_position(r#"{"v":1,"kind":"postgres","inc":4,"system":"7","tables":{}}"#);
+    setting.store_position(r#"{"v":1,"kind":"postgres","epoch":4,"system":"7","tables":{}}"#);
     let connector = setting.start(database);
     let report = connector.wait_for(State::NeedsResync);
     assert!(report.cause.unwrap().contains("has format 1 of an older release"));
     assert!(
         report
-            .next
+            .fix
             .unwrap()
             .contains(&format!("set on_mismatch = \"resync\" for connector {name}"))
     );
     connector.handle.resync();
     topic.wait("the new snapshot", |records| records.len() == 8);
-    assert!(topic.records[4..].iter().all(|r| r.tx.incarnation == 5));
+    assert!(topic.records[4..].iter().all(|r| r.tx.source_epoch == 5));
     connector.wait_for(State::Running);
 }
 

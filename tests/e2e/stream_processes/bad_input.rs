@@ -136,7 +136,7 @@ fn renamed_store_stops_tasks_until_resolved() {
         harness.wait_group_empty();
         let (zero, one) = (harness.changelog("renamed", 0), harness.changelog("renamed", 1));
         let at = |partition| TopicPartition::new(harness.input.as_str(), partition);
-        offsets::again(&*harness.log, &harness.application, &zero, &[at(0)]).expect("reset");
+        offsets::reset_to_earliest(&*harness.log, &harness.application, &zero, &[at(0)]).expect("reset");
         offsets::accept(&*harness.log, &harness.application, &one, &[at(1)]).expect("accept");
         harness.write(&harness.input, 1, &[("b", "")]);
         let mut thread = harness.start("renamed");
@@ -256,7 +256,7 @@ fn deleted_changelog_stops_tasks_and_keeps_store() {
         let reset = |partition| {
             let input = TopicPartition::new(harness.input.as_str(), partition);
             let changelog = harness.changelog("counts", partition);
-            offsets::again(&*harness.log, &harness.application, &changelog, &[input])
+            offsets::reset_to_earliest(&*harness.log, &harness.application, &changelog, &[input])
         };
         reset(0).expect("reset");
         reset(1).expect("reset");

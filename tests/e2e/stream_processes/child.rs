@@ -14,7 +14,7 @@ use streams::{Application, Config, Context, FirstStart, Handle, Output, Processo
 use crate::support::{self, wait_for};
 
 /// Set only in the child: its [`ProcessConfig`] as JSON.
-const CHILD: &str = "TRUNKLINE_TEST_RUNTIME_CHILD";
+const CHILD: &str = "TRUNKLINE_TEST_STREAMS_CHILD";
 
 /// Configuration of a process.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -152,7 +152,7 @@ fn queries_elsewhere_name_the_owner(a: &Instance, b: &Instance, c: &Instance) {
         (!here.rows.is_empty()).then_some(here)
     });
     assert_eq!(here.rows[0].value, b"1");
-    assert_eq!(here.place.len(), 1);
+    assert_eq!(here.positions.len(), 1);
     for other in [a, c] {
         match other.handle.get("counts", partition, key.as_bytes()) {
             Err(QueryError::Elsewhere { instance, admin, .. }) => {

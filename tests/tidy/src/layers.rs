@@ -29,7 +29,11 @@ pub const PACKAGES: &[Package] = &[
     package("platform/event-log", "event-log", L0_TESTED),
     package("platform/state-store", "state-store", L0_TESTED),
     package("platform/service", "service", L0_TESTED),
-    package("schemas/registry", "registry", &["failpoint", "schemas", "event-log"]),
+    package(
+        "schemas/registry",
+        "registry",
+        &["failpoint", "schemas", "event-log", "service"],
+    ),
     package("topology", "topology", &["schemas"]),
     package(
         "views",

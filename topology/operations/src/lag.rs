@@ -45,7 +45,7 @@ pub fn measure(log: &dyn EventLog, group: Option<&str>, now: Millis) -> Result<V
     if let Some(given) = group.filter(|given| groups.iter().all(|info| info.group != **given))
         && let Some(full) = groups.iter().find(|info| lacks_prefix(given, &info.group))
     {
-        return Err(Error::Refused(format!(
+        return Err(Error::Rejected(format!(
             "consumer group `{given}` does not exist; did you mean `{}`?",
             full.group
         )));

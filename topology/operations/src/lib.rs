@@ -33,7 +33,7 @@ pub enum Error {
     },
     /// The request is not valid, or it could not be completed.
     #[error("{0}")]
-    Refused(String),
+    Rejected(String),
 }
 
 /// Result of an operation.

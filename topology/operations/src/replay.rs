@@ -18,9 +18,9 @@ use topology::Names;
 
 /// A bound of the range.
 #[derive(Debug, Clone, Copy)]
-pub enum Border {
+pub enum RangeBound {
     /// The earliest offset, or the current last stable offset.
-    Open,
+    Unbounded,
     /// This offset, in every partition.
     Offset(Offset),
     /// A time in ms.
@@ -37,9 +37,9 @@ pub struct Job {
     /// The only partition to replay; `None` for all.
     pub partition: Option<i32>,
     /// Start of the range, inclusive.
-    pub from: Border,
+    pub from: RangeBound,
     /// End of the range, exclusive.
-    pub to: Border,
+    pub to: RangeBound,
     /// Replay only records with this key, given as JSON text.
     pub key: Option<String>,
     /// Rate limit in records per second.
@@ -72,7 +72,7 @@ struct PartitionRange {
 /// Runs a replay. `report` is called after each batch and cancels the replay by returning `false`.
 pub fn run(log: &dyn EventLog, job: &Job, report: &mut dyn FnMut(&Progress) -> bool) -> Result<Progress> {
     if job.from_topic == job.to_topic {
-        return Err(Error::Refused(format!(
+        return Err(Error::Rejected(format!(
             "cannot replay topic {} to itself; choose another topic with --to",
             job.from_topic
         )));
@@ -115,7 +115,7 @@ pub fn run(log: &dyn EventLog, job: &Job, report: &mut dyn FnMut(&Progress) -> b
             .map(|s| reader.position(&s.at).unwrap_or(s.from).clamp(s.from, s.to) - s.from)
             .sum();
         if !report(&progress) {
-            return Err(Error::Refused(
+            return Err(Error::Rejected(
                 "the replay was cancelled; batches that were committed before remain".into(),
             ));
         }
@@ -145,20 +145,20 @@ fn ranges(log: &dyn EventLog, job: &Job, partitions: i32) -> Result<Vec<Partitio
         };
         let (start, end) = (lookup(OffsetSpec::Earliest)?, lookup(OffsetSpec::LastStable)?);
         let from = match job.from {
-            Border::Open => start,
-            Border::Offset(offset) if offset < start => {
-                return Err(Error::Refused(format!(
+            RangeBound::Unbounded => start,
+            RangeBound::Offset(offset) if offset < start => {
+                return Err(Error::Rejected(format!(
                     "offset {offset} of {at} has been removed by retention, the earliest offset is {start}; use \
                      --from-offset {start}"
                 )));
             }
-            Border::Offset(offset) => offset.min(end),
-            Border::Time(time) => lookup(OffsetSpec::Timestamp(time))?.min(end),
+            RangeBound::Offset(offset) => offset.min(end),
+            RangeBound::Time(time) => lookup(OffsetSpec::Timestamp(time))?.min(end),
         };
         let to = match job.to {
-            Border::Open => end,
-            Border::Offset(offset) => offset.min(end),
-            Border::Time(time) => lookup(OffsetSpec::Timestamp(time))?.min(end),
+            RangeBound::Unbounded => end,
+            RangeBound::Offset(offset) => offset.min(end),
+            RangeBound::Time(time) => lookup(OffsetSpec::Timestamp(time))?.min(end),
         };
         ranges.push(PartitionRange {
             at,
@@ -167,7 +167,7 @@ fn ranges(log: &dyn EventLog, job: &Job, partitions: i32) -> Result<Vec<Partitio
         });
     }
     if ranges.is_empty() {
-        return Err(Error::Refused(format!(
+        return Err(Error::Rejected(format!(
             "topic {} has {partitions} partitions, numbered from 0; there is no partition {}",
             job.from_topic,
             job.partition.unwrap_or_default()
@@ -248,7 +248,7 @@ impl<'a> Writer<'a> {
                     "the replay stopped because a transaction was not committed: {reason}; batches that were \
                      committed before remain"
                 );
-                return Err(Error::Refused(text));
+                return Err(Error::Rejected(text));
             }
         }
         if let Some(rate) = self.rate_per_s {

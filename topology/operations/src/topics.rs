@@ -110,12 +110,12 @@ pub fn show(log: &dyn EventLog, topic: &str) -> Result<Detail> {
 
 /// Position at which reading starts.
 #[derive(Debug, Clone, Copy)]
-pub enum From {
+pub enum TailStart {
     /// At the earliest offset.
-    Start,
+    Earliest,
     /// This number of offsets before the end of each partition.
     Last(i64),
-    /// At the end, so that only new records are read.
+    /// At the last stable offset, or at the log end with uncommitted records, so that only new records are read.
     End,
     /// At this offset, in every partition.
     Offset(Offset),
@@ -131,7 +131,7 @@ pub struct Tail {
     /// The only partition to read; `None` for all.
     pub partition: Option<i32>,
     /// Position at which reading starts.
-    pub from: From,
+    pub from: TailStart,
     /// Return only records with this key.
     pub key: Option<String>,
     /// Maximum number of records.
@@ -175,7 +175,7 @@ pub fn tail(
     }
     if assigned.is_empty() {
         let wanted = request.partition.unwrap_or_default();
-        return Err(Error::Refused(format!(
+        return Err(Error::Rejected(format!(
             "topic {} has {} partitions, numbered from 0; there is no partition {wanted}",
             info.name, info.partitions
         )));
@@ -209,17 +209,17 @@ pub fn tail(
     Ok(count)
 }
 
-fn start_of(log: &dyn EventLog, at: &TopicPartition, from: From, end: Offset) -> Result<StartFrom> {
+fn start_of(log: &dyn EventLog, at: &TopicPartition, from: TailStart, end: Offset) -> Result<StartFrom> {
     let lookup = |which| {
         log.offset(at, which)
             .map_err(failed(format!("look up an offset of {at}")))
     };
     Ok(match from {
-        From::Start => StartFrom::Earliest,
-        From::End => StartFrom::Offset(end),
-        From::Offset(offset) => StartFrom::Offset(offset.clamp(lookup(OffsetSpec::Earliest)?, end)),
-        From::Last(count) => StartFrom::Offset((end - count).max(lookup(OffsetSpec::Earliest)?)),
-        From::Time(time) => StartFrom::Offset(lookup(OffsetSpec::Timestamp(time))?),
+        TailStart::Earliest => StartFrom::Earliest,
+        TailStart::End => StartFrom::Offset(end),
+        TailStart::Offset(offset) => StartFrom::Offset(offset.clamp(lookup(OffsetSpec::Earliest)?, end)),
+        TailStart::Last(count) => StartFrom::Offset((end - count).max(lookup(OffsetSpec::Earliest)?)),
+        TailStart::Time(time) => StartFrom::Offset(lookup(OffsetSpec::Timestamp(time))?),
     })
 }
 

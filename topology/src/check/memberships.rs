@@ -98,7 +98,7 @@ fn check_claims(cx: &Context<'_>, membership: &model::Membership, template: &Tem
         })
         .collect();
     // A claim can be reported as unknown only if all relevant issuers declare their claims.
-    let told = !giving.is_empty() && giving.iter().all(|issuer| issuer.claims.is_some());
+    let all_known = !giving.is_empty() && giving.iter().all(|issuer| issuer.claims.is_some());
     let given: Vec<&str> = giving
         .iter()
         .flat_map(|i| i.claims.iter())
@@ -111,7 +111,7 @@ fn check_claims(cx: &Context<'_>, membership: &model::Membership, template: &Tem
         if OF_THE_TOKEN.contains(&claim) {
             let message = format!("claim `{claim}` cannot select the bucket of a user, because it describes the token");
             cx.add(Problem::warning(place, message).help("use a claim that describes the user, such as `sub`"));
-        } else if told && claim != "sub" && !given.contains(&claim) && !given.contains(&first) {
+        } else if all_known && claim != "sub" && !given.contains(&claim) && !given.contains(&first) {
             let all: Vec<&str> = given.iter().copied().chain(["sub"]).collect();
             let problem = Problem::error(place, format!("no issuer declares the claim `{claim}`"));
             let help = names::known(claim, all, "");

@@ -48,11 +48,11 @@ impl Processor {
     }
 
     /// Name of the store of the sub-topology that repartitions a side.
-    pub fn rekey_store(&self, side: Side) -> &'static str {
+    pub fn repartition_store(&self, side: Side) -> &'static str {
         match (&self.work, side) {
-            (Work::Aggregate(_), _) => "rekey",
-            (Work::Join(_), Side::Left) => "rekey.left",
-            (Work::Join(_), Side::Right) => "rekey.right",
+            (Work::Aggregate(_), _) => "repartition",
+            (Work::Join(_), Side::Left) => "repartition.left",
+            (Work::Join(_), Side::Right) => "repartition.right",
         }
     }
 

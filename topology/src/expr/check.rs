@@ -370,7 +370,7 @@ impl<'c> Checker<'c> {
                     Type::Duration => "write a duration such as \"36h\", \"1h30m\" or \"90s\"",
                     _ => "use operands whose result can be computed",
                 };
-                self.error(typed.span, format!("`{written}`: {}", error.fault), help);
+                self.error(typed.span, format!("`{written}`: {}", error.kind), help);
                 None
             }
         }

@@ -15,18 +15,18 @@ use std::ops::Range;
 
 /// An evaluation failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("cannot evaluate `{part}`: {fault}")]
+#[error("cannot evaluate `{part}`: {kind}")]
 pub struct EvalError {
     /// The part of the expression that failed.
     pub part: String,
     /// Cause.
-    pub fault: EvalFault,
+    pub kind: EvalErrorKind,
     span: Range<usize>,
 }
 
 /// Cause of a failed evaluation. It contains no values of the row, so it can be logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum EvalFault {
+pub enum EvalErrorKind {
     /// An integer, timestamp or duration is out of range.
     #[error("integer overflow (64 bits)")]
     Overflow,
@@ -51,14 +51,14 @@ impl EvalError {
 /// A failed evaluation, before the text of the expression is added. Small, because it is part of every result.
 #[derive(Debug)]
 pub(super) struct Fail {
-    pub(super) fault: EvalFault,
+    pub(super) kind: EvalErrorKind,
     span: Range<usize>,
 }
 
 impl Fail {
-    pub(super) fn at(span: &Range<usize>, fault: EvalFault) -> Self {
+    pub(super) fn at(span: &Range<usize>, kind: EvalErrorKind) -> Self {
         Fail {
-            fault,
+            kind,
             span: span.clone(),
         }
     }
@@ -67,7 +67,7 @@ impl Fail {
         let part = text.get(self.span.clone()).unwrap_or(text).to_string();
         EvalError {
             part,
-            fault: self.fault,
+            kind: self.kind,
             span: self.span,
         }
     }
@@ -161,13 +161,13 @@ impl Node {
             }
             Node::Arith(op, a, b, span) => {
                 let (a, b) = (a.eval(row)?, b.eval(row)?);
-                op.apply(a, b).map_err(|fault| Fail::at(span, fault))?
+                op.apply(a, b).map_err(|kind| Fail::at(span, kind))?
             }
-            Node::Negate(a, span) => negate(a.eval(row)?).map_err(|fault| Fail::at(span, fault))?,
+            Node::Negate(a, span) => negate(a.eval(row)?).map_err(|kind| Fail::at(span, kind))?,
             Node::Size(a) => size(&a.eval(row)?)?,
             Node::Convert(to, a, span) => to
                 .apply(a.eval(row)?)
-                .ok_or_else(|| Fail::at(span, EvalFault::Convert))?,
+                .ok_or_else(|| Fail::at(span, EvalErrorKind::Convert))?,
             Node::Not(_)
             | Node::And(..)
             | Node::Or(..)
@@ -201,7 +201,7 @@ impl Node {
                 let value = value.eval(row)?;
                 match list.eval(row)? {
                     Value::List(items, form) => items.iter().any(|item| equal(&value, &read(Some(item), form))),
-                    _ => return Err(Fail::at(&NOWHERE, EvalFault::Type)),
+                    _ => return Err(Fail::at(&NOWHERE, EvalErrorKind::Type)),
                 }
             }
             Node::Text(test, a, b) => test.holds(&a.eval(row)?, &b.eval(row)?),
@@ -221,7 +221,7 @@ impl Node {
             | Node::Size(_)
             | Node::Convert(..) => match self.eval(row)? {
                 Value::Bool(answer) => answer,
-                _ => return Err(Fail::at(&NOWHERE, EvalFault::Type)),
+                _ => return Err(Fail::at(&NOWHERE, EvalErrorKind::Type)),
             },
         })
     }
@@ -288,16 +288,16 @@ fn size(value: &Value<'_>) -> Result<Value<'static>> {
         Value::Text(text) => text.chars().count(),
         Value::Bytes(bytes) => bytes.len(),
         Value::List(items, _) => items.len(),
-        _ => return Err(Fail::at(&NOWHERE, EvalFault::Type)),
+        _ => return Err(Fail::at(&NOWHERE, EvalErrorKind::Type)),
     };
     Ok(Value::Int(i64::try_from(size).unwrap_or(i64::MAX)))
 }
 
-fn negate(value: Value<'_>) -> std::result::Result<Value<'static>, EvalFault> {
+fn negate(value: Value<'_>) -> std::result::Result<Value<'static>, EvalErrorKind> {
     match value {
-        Value::Int(i) => i.checked_neg().map(Value::Int).ok_or(EvalFault::Overflow),
+        Value::Int(i) => i.checked_neg().map(Value::Int).ok_or(EvalErrorKind::Overflow),
         Value::Double(d) => Ok(Value::Double(-d)),
-        _ => Err(EvalFault::Type),
+        _ => Err(EvalErrorKind::Type),
     }
 }
 
@@ -375,7 +375,7 @@ fn int_to_double(i: i64) -> f64 {
 }
 
 impl Arith {
-    pub(super) fn apply<'v>(self, a: Value<'v>, b: Value<'v>) -> std::result::Result<Value<'v>, EvalFault> {
+    pub(super) fn apply<'v>(self, a: Value<'v>, b: Value<'v>) -> std::result::Result<Value<'v>, EvalErrorKind> {
         match (a, b) {
             (Value::Int(a), Value::Int(b)) => self.ints(a, b).map(Value::Int),
             (Value::Double(a), Value::Double(b)) => Ok(Value::Double(match self {
@@ -383,7 +383,7 @@ impl Arith {
                 Arith::Sub => a - b,
                 Arith::Mul => a * b,
                 Arith::Div => a / b,
-                Arith::Rem => return Err(EvalFault::Type),
+                Arith::Rem => return Err(EvalErrorKind::Type),
             })),
             (Value::Text(a), Value::Text(b)) => Ok(Value::Text(a + b)),
             (Value::Timestamp(a), Value::Timestamp(b)) => Ok(Value::Duration(exact(a.checked_sub(b))?)),
@@ -394,28 +394,28 @@ impl Arith {
                 Ok(Value::Timestamp(shift(t, Some(d))?))
             }
             (Value::Duration(a), Value::Duration(b)) => self.ints(a, b).map(Value::Duration),
-            _ => Err(EvalFault::Type),
+            _ => Err(EvalErrorKind::Type),
         }
     }
 
-    fn ints(self, a: i64, b: i64) -> std::result::Result<i64, EvalFault> {
+    fn ints(self, a: i64, b: i64) -> std::result::Result<i64, EvalErrorKind> {
         match self {
             Arith::Add => exact(a.checked_add(b)),
             Arith::Sub => exact(a.checked_sub(b)),
             Arith::Mul => exact(a.checked_mul(b)),
-            Arith::Div | Arith::Rem if b == 0 => Err(EvalFault::DivideByZero),
+            Arith::Div | Arith::Rem if b == 0 => Err(EvalErrorKind::DivideByZero),
             Arith::Div => exact(a.checked_div(b)),
             Arith::Rem => exact(a.checked_rem(b)),
         }
     }
 }
 
-fn exact(result: Option<i64>) -> std::result::Result<i64, EvalFault> {
-    result.ok_or(EvalFault::Overflow)
+fn exact(result: Option<i64>) -> std::result::Result<i64, EvalErrorKind> {
+    result.ok_or(EvalErrorKind::Overflow)
 }
 
 /// A timestamp plus a duration; infinity remains infinity.
-fn shift(instant: i64, by: Option<i64>) -> std::result::Result<i64, EvalFault> {
+fn shift(instant: i64, by: Option<i64>) -> std::result::Result<i64, EvalErrorKind> {
     if instant == i64::MAX || instant == i64::MIN {
         return Ok(instant);
     }

@@ -27,7 +27,10 @@ fn field(schema: &Schema, name: &str, id: TypeId, levels: usize) -> Field {
     let stored = schema.ty(required);
     let declared = match &stored.pg {
         Some(pg) => pg.to_string(),
-        None => stored.logical.map_or(schema.word(required), Logical::word).to_string(),
+        None => stored
+            .logical
+            .map_or(schema.type_name(required), Logical::name)
+            .to_string(),
     };
     Field {
         name: name.to_string(),

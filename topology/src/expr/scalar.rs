@@ -5,7 +5,7 @@
 //! microseconds, regardless of the unit in the schema of an event.
 
 use super::error::ExprError;
-use super::eval::{EvalError, EvalFault, Fail, Node};
+use super::eval::{EvalError, EvalErrorKind, Fail, Node};
 use super::types::{Field, Form, RowType, Type};
 use super::value::Value;
 use super::{check, parse};
@@ -116,9 +116,9 @@ impl Scalar {
     /// # Errors
     /// As [`super::Program::matches`], and if a value does not have its declared type.
     pub fn eval<'v>(&'v self, row: &'v [Datum<'v>]) -> Result<Cell<'v>, EvalError> {
-        let fail = |fault| Fail::at(&(0..self.text.len()), fault).in_text(&self.text);
+        let fail = |kind| Fail::at(&(0..self.text.len()), kind).in_text(&self.text);
         match &*self.kind {
-            Kind::Path(path, form) => read(follow(row, path), *form).ok_or_else(|| fail(EvalFault::Type)),
+            Kind::Path(path, form) => read(follow(row, path), *form).ok_or_else(|| fail(EvalErrorKind::Type)),
             Kind::Computed(node) => match node.eval(row).map_err(|e| e.in_text(&self.text))? {
                 Value::Null => Ok(Cell::Null),
                 Value::Bool(value) => Ok(Cell::Bool(value)),
@@ -126,7 +126,7 @@ impl Scalar {
                 Value::Double(value) => Ok(Cell::Double(value)),
                 Value::Text(text) => Ok(Cell::Text(text)),
                 Value::Bytes(bytes) => Ok(Cell::Bytes(bytes)),
-                Value::Duration(_) | Value::Row(_) | Value::List(..) | Value::Opaque => Err(fail(EvalFault::Type)),
+                Value::Duration(_) | Value::Row(_) | Value::List(..) | Value::Opaque => Err(fail(EvalErrorKind::Type)),
             },
         }
     }

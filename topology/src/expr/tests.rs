@@ -73,9 +73,9 @@ fn row() -> Vec<Datum<'static>> {
     ]
 }
 
-fn answer(condition: &str) -> std::result::Result<bool, EvalFault> {
+fn answer(condition: &str) -> std::result::Result<bool, EvalErrorKind> {
     let program = Program::compile(condition, &orders()).unwrap_or_else(|errors| panic!("{condition}: {errors:?}"));
-    program.matches(&row()).map_err(|error| error.fault)
+    program.matches(&row()).map_err(|error| error.kind)
 }
 
 #[test]
@@ -122,14 +122,17 @@ fn conditions_evaluate_over_a_row() {
 
 #[test]
 fn runtime_errors_name_the_failed_part() {
-    assert_eq!(answer("total / (id - 7) == 1"), Err(EvalFault::DivideByZero));
-    assert_eq!(answer("total % (id - 7) == 1"), Err(EvalFault::DivideByZero));
-    assert_eq!(answer("total * 9223372036854775807 > 0"), Err(EvalFault::Overflow));
-    assert_eq!(answer("int(status) == 1"), Err(EvalFault::Convert));
-    assert_eq!(answer("timestamp(status) == at"), Err(EvalFault::Convert));
+    assert_eq!(answer("total / (id - 7) == 1"), Err(EvalErrorKind::DivideByZero));
+    assert_eq!(answer("total % (id - 7) == 1"), Err(EvalErrorKind::DivideByZero));
+    assert_eq!(answer("total * 9223372036854775807 > 0"), Err(EvalErrorKind::Overflow));
+    assert_eq!(answer("int(status) == 1"), Err(EvalErrorKind::Convert));
+    assert_eq!(answer("timestamp(status) == at"), Err(EvalErrorKind::Convert));
     assert_eq!(answer("total / (id - 7) == 1 || id == 7"), Ok(true));
     assert_eq!(answer("total / (id - 7) == 1 && id != 7"), Ok(false));
-    assert_eq!(answer("total / (id - 7) == 1 && id == 7"), Err(EvalFault::DivideByZero));
+    assert_eq!(
+        answer("total / (id - 7) == 1 && id == 7"),
+        Err(EvalErrorKind::DivideByZero)
+    );
     let program = Program::compile("id > 0 && total / (id - 7) == 1", &orders()).unwrap();
     let error = program.matches(&row()).unwrap_err();
     assert_eq!(

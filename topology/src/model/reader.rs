@@ -38,7 +38,7 @@ pub(super) struct Table<'r, 'i> {
     pub(super) span: Range<usize>,
     table: &'r DeTable<'i>,
     problems: &'r Problems,
-    asked: RefCell<Vec<&'static str>>,
+    requested: RefCell<Vec<&'static str>>,
 }
 
 impl<'r, 'i> Table<'r, 'i> {
@@ -53,12 +53,12 @@ impl<'r, 'i> Table<'r, 'i> {
             span,
             table,
             problems,
-            asked: RefCell::default(),
+            requested: RefCell::default(),
         }
     }
 
     fn get(&self, key: &'static str) -> Option<&'r Spanned<DeValue<'i>>> {
-        self.asked.borrow_mut().push(key);
+        self.requested.borrow_mut().push(key);
         self.table
             .iter()
             .find(|(name, _)| name.get_ref() == key)
@@ -210,17 +210,21 @@ impl<'r, 'i> Table<'r, 'i> {
 
     /// Reports keys that were not read.
     pub(super) fn finish(self) {
-        let mut asked = self.asked.into_inner();
-        asked.dedup();
+        let mut requested = self.requested.into_inner();
+        requested.dedup();
         for (name, _) in self
             .table
             .iter()
-            .filter(|(name, _)| !asked.contains(&name.get_ref().as_ref()))
+            .filter(|(name, _)| !requested.contains(&name.get_ref().as_ref()))
         {
             self.problems.add(
                 Problem::error(name.span(), format!("{} has no key `{}`", self.what, name.get_ref()))
                     .label("unknown key")
-                    .help(names::known(name.get_ref(), asked.iter().copied(), "remove the key")),
+                    .help(names::known(
+                        name.get_ref(),
+                        requested.iter().copied(),
+                        "remove the key",
+                    )),
             );
         }
     }

@@ -40,7 +40,7 @@ impl ApplyState {
     /// Loads a partition with its pending rows.
     pub fn load(store: &dyn Store, partition: i32, options: &Options) -> Result<(Self, PartitionState)> {
         let mut state = meta::load(store, partition, options.now)?;
-        let pending = PendingRows::load(store, partition, options.held_bytes_max)?;
+        let pending = PendingRows::load(store, partition, options.pending_bytes_max)?;
         state.refresh(&pending);
         let apply = ApplyState {
             partition,
@@ -71,17 +71,17 @@ pub struct Applied {
     /// Source commit time in ms of the last transaction end marker of the batch, for latency metrics.
     pub closed_at_ms: Option<i64>,
     /// Number of malformed records that were skipped.
-    pub refused: u64,
+    pub rejected: u64,
 }
 
 /// What the next commit stores for the partition, apart from rows.
 struct Progress {
     position: Offset,
-    closed: Offset,
+    end_marker: Offset,
     as_of: Millis,
     current_ms: Millis,
     end: Option<Offset>,
-    mid_closing: bool,
+    mid_apply: bool,
 }
 
 /// A change of a stale mark that becomes visible.
@@ -143,7 +143,7 @@ pub fn apply<'r>(
                 // If the transaction is applied in pieces, each piece is committed at this position.
                 applier.progress.position = offset;
                 applier.end_transaction(hash_of(&[&writer]), offset)?;
-                applier.progress.closed = offset;
+                applier.progress.end_marker = offset;
                 applied.closed_at_ms = Some(at_ms).filter(|at| *at > 0);
             }
             Ok(pending) => {
@@ -160,7 +160,7 @@ pub fn apply<'r>(
             }
             // No writer of Trunkline produces such a record, so no row is lost by skipping it.
             Err(error) => {
-                applied.refused += 1;
+                applied.rejected += 1;
                 tracing::warn!(partition, offset, %error, "malformed record of view.log skipped");
             }
         }
@@ -170,7 +170,7 @@ pub fn apply<'r>(
         applied.need_end = applier.progress.end.is_none() && time > young;
     }
     applier.flush()?;
-    applier.apply.pending.spill(options.held_bytes_max);
+    applier.apply.pending.spill(options.pending_bytes_max);
     applied.buckets = applier.touched.into_iter().collect();
     Ok(applied)
 }
@@ -179,7 +179,7 @@ fn writer_of<'a>(record: &'a ViewRecord<'_>) -> &'a str {
     match record {
         ViewRecord::Row(row) => &row.writer,
         ViewRecord::TransactionEnd { writer, .. }
-        | ViewRecord::Open { writer }
+        | ViewRecord::TransactionBegin { writer }
         | ViewRecord::Stale { writer, .. }
         | ViewRecord::Grant { writer } => writer,
     }
@@ -191,11 +191,11 @@ impl<'a> Applier<'a> {
             let state = read(target.state);
             Progress {
                 position: state.position,
-                closed: state.closed,
+                end_marker: state.end_marker,
                 as_of: state.as_of,
                 current_ms: state.current_ms,
                 end: state.end,
-                mid_closing: false,
+                mid_apply: false,
             }
         };
         Applier {
@@ -239,10 +239,10 @@ impl<'a> Applier<'a> {
 
     /// Commits a piece of a transaction. The partition is incomplete from here to the commit of the last piece (I3).
     fn flush_piece(&mut self) -> Result<()> {
-        failpoint::hit("replica.mid_closing");
-        self.progress.mid_closing = true;
+        failpoint::hit("replica.mid_apply");
+        self.progress.mid_apply = true;
         let flushed = self.flush();
-        self.progress.mid_closing = false;
+        self.progress.mid_apply = false;
         flushed
     }
 
@@ -259,10 +259,7 @@ impl<'a> Applier<'a> {
                 });
             }
             Pending::Row { bucket, row } => {
-                let row = RowValue {
-                    closed: end_marker,
-                    ..row
-                };
+                let row = RowValue { end_marker, ..row };
                 self.stage_row(offset, bucket, &row)?;
             }
         }
@@ -285,7 +282,7 @@ impl<'a> Applier<'a> {
             tracing::error!(bucket = name, other = %bucket.name, "bucket id collision, row not shown");
             return Ok(());
         }
-        bucket.changed = bucket.changed.max(row.closed);
+        bucket.changed = bucket.changed.max(row.end_marker);
         if let Some(old) = newest.filter(|n| n.live) {
             bucket.rows -= 1;
             bucket.hash = bucket
@@ -352,9 +349,9 @@ impl<'a> Applier<'a> {
         let mut meta = Meta::of(&state);
         self.staged.update_stale(&mut meta);
         meta.position = self.progress.position;
-        meta.closed = self.progress.closed;
+        meta.end_marker = self.progress.end_marker;
         meta.as_of = self.progress.as_of;
-        meta.mid_closing = self.progress.mid_closing;
+        meta.mid_apply = self.progress.mid_apply;
         meta.put(partition, &mut batch);
         failpoint::hit("replica.before_commit");
         self.target.store.commit(batch)?;

@@ -10,10 +10,10 @@ use event_log::{Millis, Offset};
 use state_store::{Batch, Store};
 
 /// Version of the layout.
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 
 /// Names of the keyspaces, in the order of [`space`].
-pub const SPACES: [&str; 6] = ["meta", "rows", "index", "buckets", "held", "tombstones"];
+pub const SPACES: [&str; 6] = ["meta", "rows", "index", "buckets", "pending", "tombstones"];
 
 /// Ids of the keyspaces, in the order of [`SPACES`].
 pub mod space {
@@ -153,7 +153,7 @@ impl Newest {
 pub struct RowValue<'a> {
     /// Offset of the transaction end marker that made the row visible in this replica. Another replica may store a later
     /// marker, because compaction removes older markers.
-    pub closed: Offset,
+    pub end_marker: Offset,
     /// Append time of the record in ms.
     pub time: Millis,
     /// Version.
@@ -166,12 +166,12 @@ pub struct RowValue<'a> {
     pub json: Option<&'a [u8]>,
 }
 
-/// Encodes a row: live flag, closed, time, version, view, key, JSON.
+/// Encodes a row: live flag, end_marker, time, version, view, key, JSON.
 pub fn encode_row(row: &RowValue<'_>) -> Vec<u8> {
     let json = row.json.unwrap_or_default();
     let mut out = Vec::with_capacity(42 + row.view.len() + row.key.len() + json.len());
     out.push(u8::from(row.json.is_some()));
-    out.extend_from_slice(&row.closed.to_be_bytes());
+    out.extend_from_slice(&row.end_marker.to_be_bytes());
     out.extend_from_slice(&row.time.to_be_bytes());
     out.extend_from_slice(&row.version);
     push_text(&mut out, row.view);
@@ -183,13 +183,13 @@ pub fn encode_row(row: &RowValue<'_>) -> Vec<u8> {
 /// Decodes a row.
 pub fn decode_row(bytes: &[u8]) -> Option<RowValue<'_>> {
     let (live, rest) = bytes.split_first()?;
-    let (closed, rest) = rest.split_first_chunk::<8>()?;
+    let (end_marker, rest) = rest.split_first_chunk::<8>()?;
     let (time, rest) = rest.split_first_chunk::<8>()?;
     let (version, rest) = rest.split_first_chunk::<17>()?;
     let (view, rest) = take_text(rest)?;
     let (key, json) = take_text(rest)?;
     Some(RowValue {
-        closed: i64::from_be_bytes(*closed),
+        end_marker: i64::from_be_bytes(*end_marker),
         time: i64::from_be_bytes(*time),
         version: *version,
         view,

@@ -12,9 +12,9 @@ use std::ops::ControlFlow;
 #[derive(serde::Serialize, serde::Deserialize)]
 pub struct Meta {
     pub position: Offset,
-    pub closed: Offset,
+    pub end_marker: Offset,
     pub as_of: Millis,
-    pub mid_closing: bool,
+    pub mid_apply: bool,
     pub stale: BTreeSet<(String, u64)>,
     pub stale_changed: Offset,
 }
@@ -23,9 +23,9 @@ impl Meta {
     pub fn of(state: &PartitionState) -> Self {
         Meta {
             position: state.position,
-            closed: state.closed,
+            end_marker: state.end_marker,
             as_of: state.as_of,
-            mid_closing: state.mid_closing,
+            mid_apply: state.mid_apply,
             stale: state.stale.clone(),
             stale_changed: state.stale_changed,
         }
@@ -33,9 +33,9 @@ impl Meta {
 
     pub fn publish(self, state: &mut PartitionState) {
         state.position = self.position;
-        state.closed = self.closed;
+        state.end_marker = self.end_marker;
         state.as_of = self.as_of;
-        state.mid_closing = self.mid_closing;
+        state.mid_apply = self.mid_apply;
         state.stale = self.stale;
         state.stale_changed = self.stale_changed;
     }

@@ -52,7 +52,7 @@ pub struct Options {
     /// Hash of the log epoch and the topic id. A store of another pair is rejected.
     pub log: u64,
     /// Maximum bytes of pending rows in memory, per partition. Rows beyond the limit are kept in the store only.
-    pub held_bytes_max: usize,
+    pub pending_bytes_max: usize,
     /// Staged bytes above which changes are committed before the batch ends, even within a source transaction. An edge
     /// uses [`FLUSH_BYTES`]; tests use a smaller value, so that few rows cause several commits.
     pub flush_bytes: usize,

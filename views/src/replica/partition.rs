@@ -29,7 +29,7 @@ pub struct PartitionState {
     /// Offset of the next record to read.
     pub position: Offset,
     /// T: offset of the last applied transaction end marker; -1 before the first.
-    pub closed: Offset,
+    pub end_marker: Offset,
     /// A broker time at which no record at or after the position had been appended. The replica can only have missed
     /// tombstones that were appended later and have been compacted away since.
     pub as_of: Millis,
@@ -39,7 +39,7 @@ pub struct PartitionState {
     /// E: the log end when the position first reached records that are too young to be compacted; `None` until then.
     pub end: Option<Offset>,
     /// Whether a source transaction is being applied in pieces, so that only a part of its rows is visible.
-    pub mid_closing: bool,
+    pub mid_apply: bool,
     /// Smallest offset and smallest append time of the pending rows.
     pub pending: Option<(Offset, Millis)>,
     /// Buckets.
@@ -55,11 +55,11 @@ impl PartitionState {
     pub fn empty(now: Millis) -> Self {
         PartitionState {
             position: 0,
-            closed: -1,
+            end_marker: -1,
             as_of: now,
             current_ms: Millis::MIN / 2,
             end: None,
-            mid_closing: false,
+            mid_apply: false,
             pending: None,
             buckets: HashMap::new(),
             stale: BTreeSet::new(),
@@ -79,7 +79,7 @@ impl PartitionState {
     /// and open transactions, so on a log without new records T never reaches E (invariant I13, progress).
     pub fn complete(&self) -> bool {
         let Some(end) = self.end else { return false };
-        !self.mid_closing && self.position >= end && self.pending.is_none_or(|(offset, _)| offset >= end)
+        !self.mid_apply && self.position >= end && self.pending.is_none_or(|(offset, _)| offset >= end)
     }
 
     /// The point that a cursor stores for this partition.
@@ -88,11 +88,11 @@ impl PartitionState {
     /// therefore states where the next delta must start (I2), and `time` must not exceed the time of the oldest pending
     /// row (I9).
     pub fn point(&self) -> Point {
-        let low = self.pending.map(|(offset, _)| offset).filter(|o| *o <= self.closed);
+        let low = self.pending.map(|(offset, _)| offset).filter(|o| *o <= self.end_marker);
         let time = self.pending.map_or(self.as_of, |(_, time)| time);
         Point {
-            closed: self.closed,
-            low: low.unwrap_or(self.closed + 1),
+            end_marker: self.end_marker,
+            low: low.unwrap_or(self.end_marker + 1),
             time,
         }
     }
@@ -133,13 +133,13 @@ pub struct Health {
     /// Offset of the next record to read.
     pub position: Offset,
     /// T.
-    pub closed: Offset,
+    pub end_marker: Offset,
     /// Why the partition cannot be served; `None` if it can.
     pub not_ready: Option<NotReady>,
     /// Number of buckets with rows or tombstones.
     pub buckets: usize,
     /// Whether there are pending rows.
-    pub holds_back: bool,
+    pub has_pending_rows: bool,
 }
 
 impl Health {
@@ -147,10 +147,10 @@ impl Health {
         Health {
             partition,
             position: state.position,
-            closed: state.closed,
+            end_marker: state.end_marker,
             not_ready: check_ready(partition, state, times, now).err(),
             buckets: state.buckets.len(),
-            holds_back: state.pending.is_some(),
+            has_pending_rows: state.pending.is_some(),
         }
     }
 }

@@ -247,7 +247,7 @@ fn encode(record: &ViewRecord<'_>, time: Millis) -> Vec<u8> {
             bytes::push_text(&mut out, &row.bucket);
             let (version, view, key, json) = (row.version, row.view.as_ref(), row.key, row.json);
             out.extend_from_slice(&bytes::encode_row(&RowValue {
-                closed: -1,
+                end_marker: -1,
                 time,
                 version,
                 view,
@@ -259,7 +259,9 @@ fn encode(record: &ViewRecord<'_>, time: Millis) -> Vec<u8> {
             out.extend_from_slice(&[STALE, u8::from(*stale)]);
             bytes::push_text(&mut out, view);
         }
-        ViewRecord::Open { .. } | ViewRecord::Grant { .. } | ViewRecord::TransactionEnd { .. } => out.push(INVISIBLE),
+        ViewRecord::TransactionBegin { .. } | ViewRecord::Grant { .. } | ViewRecord::TransactionEnd { .. } => {
+            out.push(INVISIBLE)
+        }
     }
     out
 }

@@ -21,8 +21,8 @@ const BUCKET: &str = "b";
 const VIEW: &str = "v";
 const IDS: SchemaIds = SchemaIds {
     row: 1,
-    closing: 2,
-    open: 3,
+    transaction_end: 2,
+    transaction_begin: 3,
     stale: 4,
 };
 
@@ -77,7 +77,7 @@ impl TestLog<'_> {
                 push(&mut batch, offset.try_into().unwrap(), writer, &record);
             }
             let applied = replica.apply(0, batch.iter(), NOW)?;
-            assert_eq!(applied.refused, 0);
+            assert_eq!(applied.rejected, 0);
         }
     }
 
@@ -129,7 +129,7 @@ fn push(batch: &mut RecordBatch, offset: Offset, writer: char, record: &Record) 
     let headers: [Header<'_>; 2] = [(WRITER, Some(id.as_bytes())), (VERSION, Some(&version))];
     let (key, value) = match record {
         Record::Row { key, live } => writer.row(BUCKET, VIEW, key, live.then_some(b"{}".as_slice())),
-        Record::TransactionEnd => writer.closing(Version::default(), 0),
+        Record::TransactionEnd => writer.transaction_end(Version::default(), 0),
     };
     let at = batch.intern(&TopicPartition::new("shop.view.log", 0));
     let time = TimestampType::LogAppend;
@@ -163,12 +163,12 @@ fn stored_pending(store: &SharedStore) -> usize {
     count
 }
 
-fn options(held_bytes_max: usize, flush_bytes: usize) -> Options {
+fn options(pending_bytes_max: usize, flush_bytes: usize) -> Options {
     Options {
         partitions: vec![0],
         times: Times::default(),
         log: 1,
-        held_bytes_max,
+        pending_bytes_max,
         flush_bytes,
         now: NOW,
     }
@@ -243,7 +243,7 @@ fn crash_between_pieces_loses_no_row() {
             }
         }
     }
-    let all = ["replica.after_commit", "replica.before_commit", "replica.mid_closing"];
+    let all = ["replica.after_commit", "replica.before_commit", "replica.mid_apply"];
     assert_eq!(killed_at, BTreeSet::from(all));
 }
 
@@ -307,7 +307,7 @@ fn failed_commit_publishes_nothing() {
     assert!(matches!(log.apply_all(&replica), Err(Error::Store(_))));
     let health = &replica.health(NOW)[0];
     assert_eq!(
-        (health.position, health.closed),
+        (health.position, health.end_marker),
         (3, 2),
         "position and T after a failed commit"
     );

@@ -100,7 +100,7 @@ pub struct Evaluated {
     /// Column values to keep for the next evaluation of this row, in case the source omits them then.
     pub kept: Vec<(String, Vec<u8>)>,
     /// Whether the row was complete, so that no kept value was used.
-    pub whole: bool,
+    pub complete: bool,
 }
 
 impl Relation {
@@ -159,7 +159,7 @@ impl Bound {
     ) -> Result<Evaluated, EvaluateError> {
         let mut row = Row::new();
         self.schema.decode(body, &mut row).map_err(EvaluateError::Decode)?;
-        let whole = self.merge(&mut row, &kept)?;
+        let complete = self.merge(&mut row, &kept)?;
         let declared: Option<Row<'_>> = (!self.in_order).then(|| {
             let value = |c: &Option<Column>| c.as_ref().and_then(|c| row.get(c.at).cloned()).unwrap_or(Datum::Null);
             self.columns.iter().map(value).collect()
@@ -173,16 +173,16 @@ impl Bound {
         }
         Ok(Evaluated {
             kept: self.keep(&row),
-            whole,
+            complete,
         })
     }
 
     /// Replaces the columns that the source omitted as unchanged with their kept values. Returns false if there were any.
     fn merge<'k>(&self, row: &mut Row<'k>, kept: &'k [(String, Vec<u8>)]) -> Result<bool, EvaluateError> {
-        let mut whole = true;
+        let mut complete = true;
         let listed = self.unchanged.and_then(|at| row.get(at));
         let Some(names) = listed.and_then(Datum::as_array).map(<[Datum<'_>]>::to_vec) else {
-            return Ok(whole);
+            return Ok(complete);
         };
         for name in names.iter().filter_map(Datum::as_str) {
             let Some(column) = self.columns.iter().flatten().find(|c| c.name == name) else {
@@ -193,13 +193,13 @@ impl Bound {
             };
             let (_, value) = kept.iter().find(|(kept, _)| kept == name).ok_or_else(missing)?;
             let slot = row.get_mut(column.at).ok_or_else(missing)?;
-            whole = false;
+            complete = false;
             *slot = match std::str::from_utf8(value) {
                 Ok(text) if !self.is_bytes(column) => Datum::Str(text),
                 _ => Datum::Bytes(value),
             };
         }
-        Ok(whole)
+        Ok(complete)
     }
 
     fn is_bytes(&self, column: &Column) -> bool {

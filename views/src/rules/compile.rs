@@ -45,7 +45,7 @@ impl Rules {
     }
 
     /// Rules of each input topic that a view reads, sorted by topic.
-    pub fn lines(&self) -> &[Arc<SourceRules>] {
+    pub fn sources(&self) -> &[Arc<SourceRules>] {
         &self.sources
     }
 

@@ -7,7 +7,7 @@
 use anyhow::{Context, Result};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use service::{Drain, backoff::Backoff, clock};
+use service::{AttemptError, Drain, RetryPolicy, clock, retry};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -19,6 +19,11 @@ const PRODUCTS: i64 = 8;
 const STORES: i64 = 2;
 /// Maximum number of undelivered orders; at the maximum, the oldest order changes its state next.
 const OPEN_ORDERS_MAX: usize = 40;
+/// Delays between attempts to post.
+const RETRY: RetryPolicy = RetryPolicy {
+    first: Duration::from_millis(100),
+    max: Duration::from_secs(2),
+};
 const STATES: [&str; 5] = ["placed", "packed", "shipped", "delivered", "cancelled"];
 
 struct Order {
@@ -130,8 +135,7 @@ impl Poster<'_> {
     /// Repeats a request until it is stored or the process stops. If the request is rejected, which can only be a bug
     /// in this file, returns an error.
     async fn post(&self, key: &str, body: &Value) -> Result<()> {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
-        loop {
+        let stored = retry(RETRY, self.drain, || {
             let sent = self
                 .client
                 .post(self.url)
@@ -139,18 +143,19 @@ impl Poster<'_> {
                 .header("idempotency-key", key)
                 .json(body)
                 .send();
-            match sent.await {
-                Ok(answer) if answer.status().is_success() => return Ok(()),
-                Ok(answer) if answer.status() != StatusCode::SERVICE_UNAVAILABLE => {
-                    let text = answer.text().await.unwrap_or_default();
-                    return Err(anyhow::anyhow!("{text}"))
-                        .context("ingest rejected a transaction of the sample generator");
+            async move {
+                match sent.await {
+                    Ok(response) if response.status().is_success() => Ok(()),
+                    Ok(response) if response.status() != StatusCode::SERVICE_UNAVAILABLE => {
+                        Err(AttemptError::Permanent(response.text().await.unwrap_or_default()))
+                    }
+                    Ok(_) | Err(_) => Err(AttemptError::Temporary),
                 }
-                Ok(_) | Err(_) => {}
             }
-            if !backoff.pause(self.drain).await {
-                return Ok(());
-            }
-        }
+        });
+        let stored = stored.await.map_err(anyhow::Error::msg);
+        stored
+            .map(|_| ())
+            .context("ingest rejected a transaction of the sample generator")
     }
 }

@@ -20,13 +20,13 @@ impl fmt::Display for At {
 
 impl super::super::Position for At {
     fn to_json(&self) -> String {
-        format!("{{\"v\":1,\"inc\":{}}}", self.0)
+        format!("{{\"v\":1,\"epoch\":{}}}", self.0)
     }
     fn complete(&self) -> String {
         String::new()
     }
     fn from_json(json: &str, _: Option<&str>) -> std::result::Result<Self, Unreadable> {
-        let epoch = json.trim_start_matches("{\"v\":1,\"inc\":").trim_end_matches('}');
+        let epoch = json.trim_start_matches("{\"v\":1,\"epoch\":").trim_end_matches('}');
         epoch
             .parse()
             .map(At)

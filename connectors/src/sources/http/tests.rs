@@ -16,7 +16,7 @@ const BUDGET: Budget = Budget {
 
 struct Harness {
     source: Source,
-    inlet: Inlet,
+    handle: HttpSourceHandle,
     batch: Batch<Position>,
     /// The committed position.
     stored: Option<String>,
@@ -35,12 +35,12 @@ impl Harness {
             key: vec![0],
         };
         let name = SourceName::new("shop").unwrap();
-        let (mut source, inlet) = Source::new(&name, "shop.change.shop", vec![orders], registry, clock::system());
+        let (mut source, handle) = Source::new(&name, "shop.change.shop", vec![orders], registry, clock::system());
         let position = stored.as_deref().map(|json| Position::from_json(json, None).unwrap());
         source.open(position, usize::MAX).await.unwrap();
         Harness {
             source,
-            inlet,
+            handle,
             batch: Batch::default(),
             stored,
             records: 0,
@@ -61,10 +61,10 @@ impl Harness {
         id: i32,
         fingerprint: Option<Fingerprint>,
     ) -> futures_util::future::LocalBoxFuture<'static, Result<PostOutcome, PostError>> {
-        let inlet = self.inlet.clone();
+        let handle = self.handle.clone();
         async move {
-            let change = inlet.tables()[0].put(&json!({ "id": id })).unwrap();
-            inlet.post(vec![change], fingerprint, None).await
+            let change = handle.tables()[0].put(&json!({ "id": id })).unwrap();
+            handle.post(vec![change], fingerprint, None).await
         }
         .boxed_local()
     }
@@ -201,12 +201,12 @@ fn new_source_epoch_keeps_the_keys() {
 
 #[test]
 fn format_1_is_read_and_newer_ones_are_rejected() {
-    let old = Position::from_json(r#"{"v":1,"inc":2,"pos":7,"recent":["k"]}"#, None).unwrap();
-    assert_eq!(old.to_json(), r#"{"v":2,"inc":2,"pos":7,"recent":[]}"#);
+    let old = Position::from_json(r#"{"v":1,"epoch":2,"pos":7,"recent":["k"]}"#, None).unwrap();
+    assert_eq!(old.to_json(), r#"{"v":2,"epoch":2,"pos":7,"recent":[]}"#);
     let newer = Position::from_json(r#"{"v":3,"keys":{}}"#, None).unwrap_err();
     assert_eq!(
         newer.to_string(),
         "it has format 3, this version reads up to 2; upgrade trunkline"
     );
-    assert!(Position::from_json(r#"{"v":2,"inc":2,"pos":7,"recent":["k"]}"#, None).is_err());
+    assert!(Position::from_json(r#"{"v":2,"epoch":2,"pos":7,"recent":["k"]}"#, None).is_err());
 }

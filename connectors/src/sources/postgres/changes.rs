@@ -378,7 +378,7 @@ impl Changes {
                 _ => 0,
             };
             let tx = Tx {
-                incarnation: self.position.source_epoch,
+                source_epoch: self.position.source_epoch,
                 position: at,
                 ordinal,
                 last: true,
@@ -537,7 +537,7 @@ impl Changes {
             return;
         }
         let tx = Tx {
-            incarnation: self.position.source_epoch,
+            source_epoch: self.position.source_epoch,
             position: transaction.commit_lsn,
             ordinal: self.pending.ordinal,
             last,

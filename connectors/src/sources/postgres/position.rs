@@ -52,11 +52,11 @@ pub struct Position {
 struct Stored {
     v: u32,
     kind: String,
-    inc: u32,
+    epoch: u32,
     rev: String,
     lsn: String,
     ord: Option<u32>,
-    whole: String,
+    complete: String,
     snapshot: Snapshot,
 }
 
@@ -100,11 +100,11 @@ impl crate::source::Position for Position {
         let stored = Stored {
             v: FORMAT,
             kind: String::from(KIND),
-            inc: self.source_epoch,
+            epoch: self.source_epoch,
             rev: self.source.revision().to_owned(),
             lsn: self.lsn.to_string(),
             ord: self.ordinal,
-            whole: self.complete_lsn.to_string(),
+            complete: self.complete_lsn.to_string(),
             snapshot: self.snapshot.clone(),
         };
         serde_json::to_string(&stored).expect("strings and numbers always serialize")
@@ -149,10 +149,10 @@ impl crate::source::Position for Position {
                 .map_err(|_| damaged(format!("{text:?} is not an LSN")))
         };
         Ok(Position {
-            source_epoch: stored.inc,
+            source_epoch: stored.epoch,
             lsn: lsn(&stored.lsn)?,
             ordinal: stored.ord,
-            complete_lsn: lsn(&stored.whole)?,
+            complete_lsn: lsn(&stored.complete)?,
             snapshot: stored.snapshot,
             source: StaticRecord::parse(static_json, &stored.rev).map_err(damaged)?,
         })
@@ -196,7 +196,7 @@ mod tests {
             json,
             format!(
                 concat!(
-                    r#"{{"v":2,"kind":"postgres","inc":2,"rev":"{}","lsn":"0/16B3748","ord":4,"whole":"0/16B3700","#,
+                    r#"{{"v":2,"kind":"postgres","epoch":2,"rev":"{}","lsn":"0/16B3748","ord":4,"complete":"0/16B3700","#,
                     r#""snapshot":{{"state":"done","id":"s1"}}}}"#
                 ),
                 source.revision()
@@ -218,8 +218,8 @@ mod tests {
             Unreadable::Newer("it has format 3, this version reads format 2; upgrade trunkline".into())
         );
         for foreign in [
-            r#"{"v":1,"kind":"postgres","inc":2}"#,
-            r#"{"v":2,"kind":"http","inc":2}"#,
+            r#"{"v":1,"kind":"postgres","epoch":2}"#,
+            r#"{"v":2,"kind":"http","epoch":2}"#,
             "[]",
         ] {
             assert!(matches!(refused(foreign), Unreadable::StartOver(_)), "{foreign}");

@@ -240,7 +240,7 @@ impl Snapshot {
         // higher.
         let position = Lsn(self.point.0.saturating_sub(1));
         Ok(Tx {
-            incarnation: self.position.source_epoch,
+            source_epoch: self.position.source_epoch,
             position,
             ordinal,
             last,

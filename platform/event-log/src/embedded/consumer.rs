@@ -77,7 +77,7 @@ impl EmbeddedConsumer {
                 group: name.clone(),
                 instance: self.config.instance.clone().unwrap_or_default(),
             }),
-            Err(JoinError::ProtocolMismatch) => Err(Error::Refused {
+            Err(JoinError::ProtocolMismatch) => Err(Error::Rejected {
                 attempted: format!("join group {name}"),
                 reason:
                     "its active members use the other group protocol; configure the same group_protocol for all members"
@@ -126,7 +126,7 @@ impl EmbeddedConsumer {
     fn check_assigned(&self, partitions: &[TopicPartition], attempted: &str) -> Result<()> {
         match partitions.iter().find(|at| !self.assigned.contains(at)) {
             None => Ok(()),
-            Some(at) => Err(Error::Refused {
+            Some(at) => Err(Error::Rejected {
                 attempted: format!("{attempted} {at}"),
                 reason: format!(
                     "the partition is not assigned to this member of group {}",

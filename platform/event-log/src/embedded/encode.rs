@@ -26,7 +26,7 @@ struct Encoder<'b> {
     /// Index of the draft that receives a partition's next record.
     current: HashMap<PartId, usize>,
     /// Drafts with a rejected record, and the first error.
-    refused: (BTreeSet<usize>, Option<Error>),
+    rejected: (BTreeSet<usize>, Option<Error>),
     /// Partition number for records without a key and partition: the same for the whole batch, like Kafka's sticky
     /// partitioner.
     sticky: Option<u64>,
@@ -36,13 +36,13 @@ struct Encoder<'b> {
 pub(super) struct Encoded {
     pub drafts: Vec<Draft>,
     /// Why some records were rejected.
-    pub refused: Option<Error>,
+    pub rejected: Option<Error>,
 }
 
 /// Encodes a batch.
 ///
 /// # Errors
-/// [`Error::UnknownTopic`], [`Error::TooLarge`], and [`Error::Refused`] for an invalid timestamp.
+/// [`Error::UnknownTopic`], [`Error::TooLarge`], and [`Error::Rejected`] for an invalid timestamp.
 pub(super) fn encode(broker: &Broker, records: &OutBatch) -> Result<Encoded> {
     let mut encoder = Encoder {
         broker,
@@ -50,18 +50,18 @@ pub(super) fn encode(broker: &Broker, records: &OutBatch) -> Result<Encoded> {
         topics: Vec::new(),
         drafts: Vec::new(),
         current: HashMap::new(),
-        refused: (BTreeSet::new(), None),
+        rejected: (BTreeSet::new(), None),
         sticky: None,
     };
     for (record, headers) in records.iter() {
         encoder.push(record, headers)?;
     }
-    let (refused, error) = encoder.refused;
+    let (rejected, error) = encoder.rejected;
     let drafts = encoder.drafts.into_iter().enumerate();
-    let taken = drafts.filter(|(index, _)| !refused.contains(index));
+    let taken = drafts.filter(|(index, _)| !rejected.contains(index));
     Ok(Encoded {
         drafts: taken.map(|(_, draft)| draft).collect(),
-        refused: error,
+        rejected: error,
     })
 }
 
@@ -86,7 +86,7 @@ impl Encoder<'_> {
             } else {
                 "message.timestamp.before.max.ms"
             };
-            return Err(Error::Refused {
+            return Err(Error::Rejected {
                 attempted: format!("write a record to topic {}", topic.name),
                 reason: format!("its timestamp {timestamp} violates {setting} of the topic"),
             });
@@ -94,8 +94,8 @@ impl Encoder<'_> {
         let bytes_max = rules.message_bytes_max;
         let index = self.draft(&topic, part);
         if rules.compacts && record.key.is_none() {
-            self.refused.0.insert(index);
-            self.refused.1.get_or_insert_with(|| Error::Refused {
+            self.rejected.0.insert(index);
+            self.rejected.1.get_or_insert_with(|| Error::Rejected {
                 attempted: format!("write a record to topic {}", topic.name),
                 reason: "the topic is compacted and the record has no key; set a key".to_owned(),
             });

@@ -118,7 +118,7 @@ pub(super) fn check_group_id(name: &str) -> crate::Result<()> {
     if (1..=32_767).contains(&name.len()) {
         return Ok(());
     }
-    Err(Error::Refused {
+    Err(Error::Rejected {
         attempted: format!("use group {name}"),
         reason: "a group id must have 1 to 32,767 bytes".to_owned(),
     })

@@ -36,7 +36,7 @@ impl Producer for EmbeddedProducer {
                 }
             }
         }
-        encoded.refused.map_or(Ok(()), Err)
+        encoded.rejected.map_or(Ok(()), Err)
     }
 
     fn flush(&mut self) -> Result<Vec<Produced>> {

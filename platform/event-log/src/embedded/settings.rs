@@ -82,7 +82,7 @@ static HIDDEN: [Setting; 1] = [setting(
 )];
 
 impl Setting {
-    fn refuses(&self, value: &str) -> Option<String> {
+    fn rejection(&self, value: &str) -> Option<String> {
         let fine = match self.kind {
             Kind::Int(least, greatest) => {
                 let number = value.parse::<i64>();
@@ -110,7 +110,7 @@ pub(super) fn check(topic: &str, settings: &BTreeMap<String, String>) -> Result<
         let known = SETTINGS.iter().chain(&HIDDEN).find(|s| s.name == name);
         let reason = match known {
             None => Some(format!("`{name}` is not a topic setting of Kafka")),
-            Some(setting) => setting.refuses(value),
+            Some(setting) => setting.rejection(value),
         };
         if let Some(reason) = reason {
             return Err(Error::InvalidTopic {
@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn every_default_is_valid() {
         for setting in SETTINGS.iter().chain(&HIDDEN) {
-            assert_eq!(setting.refuses(setting.default), None);
+            assert_eq!(setting.rejection(setting.default), None);
         }
     }
 

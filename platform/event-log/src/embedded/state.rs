@@ -382,9 +382,9 @@ mod tests {
         }
         for n in 0..40 {
             state.push(parts[usize::from(n % 3 == 0)], block(0, 400));
-            let held: usize = state.parts.values().flat_map(|part| &part.tail).map(cost).sum();
-            assert_eq!(held, state.cached_bytes);
-            assert!(held <= 3_000);
+            let cached: usize = state.parts.values().flat_map(|part| &part.tail).map(cost).sum();
+            assert_eq!(cached, state.cached_bytes);
+            assert!(cached <= 3_000);
         }
         state.push(parts[0], block(0, 4_000));
         assert_eq!(state.cached_bytes, 0, "a block larger than the cache is not cached");

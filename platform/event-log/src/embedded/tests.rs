@@ -397,8 +397,8 @@ fn newer_formats_are_rejected() {
         let mut writes = Writes::default();
         writes.put(space, key.clone(), newer);
         hand.store.commit(&writes, Persist::Buffer).expect("commit");
-        let refused = opened(&hand.store, &hand.time).map(|_| "opened");
-        let text = refused.expect_err("it is refused").to_string();
+        let rejected = opened(&hand.store, &hand.time).map(|_| "opened");
+        let text = rejected.expect_err("it is rejected").to_string();
         let both = [format!("version {}", newest + 1), format!("than {newest}")];
         assert!(both.iter().all(|words| text.contains(words)), "{text}");
         let mut writes = Writes::default();
@@ -505,14 +505,14 @@ fn committed_waits_for_pending_commit() {
             })
             .expect("spawn");
         arrives.recv().expect("the commit is under way");
-        let asked = [at.clone()];
+        let requested = [at.clone()];
         let elsewhere = TopicPartition::new("t", 1);
         assert_eq!(
             log.committed("g", std::slice::from_ref(&elsewhere))
                 .expect("others do not wait")[&elsewhere],
             None
         );
-        let waits = scope.spawn(move || log.committed("g", &asked).expect("committed")[&asked[0]]);
+        let waits = scope.spawn(move || log.committed("g", &requested).expect("committed")[&requested[0]]);
         assert!(!waits.is_finished());
         let_go.send(()).expect("let go");
         assert!(matches!(commit.join().expect("commit"), Outcome::Committed(_)));

@@ -41,15 +41,15 @@ impl EmbeddedTransactionalProducer {
             transaction_timeout,
         } = config;
         let timeout_ms = Millis::try_from(transaction_timeout.as_millis()).unwrap_or(Millis::MAX);
-        let refused = |reason: String| Error::Refused {
+        let rejected = |reason: String| Error::Rejected {
             attempted: format!("open transactional producer {transactional_id}"),
             reason,
         };
         if transactional_id.is_empty() {
-            return Err(refused("the transactional id is empty; set one".to_owned()));
+            return Err(rejected("the transactional id is empty; set one".to_owned()));
         }
         if !(1..=TIMEOUT_MS_MAX).contains(&timeout_ms) {
-            return Err(refused(format!(
+            return Err(rejected(format!(
                 "transaction_timeout must be between 1 and {TIMEOUT_MS_MAX} ms"
             )));
         }
@@ -72,8 +72,8 @@ impl EmbeddedTransactionalProducer {
         }
     }
 
-    fn refused(&self, attempted: &str, reason: &str) -> Error {
-        Error::Refused {
+    fn rejected(&self, attempted: &str, reason: &str) -> Error {
+        Error::Rejected {
             attempted: format!("{attempted} of transactional producer {}", self.transactional_id),
             reason: reason.to_owned(),
         }
@@ -95,9 +95,9 @@ impl TransactionalProducer for EmbeddedTransactionalProducer {
                 Ok(())
             }
             Phase::Open | Phase::MustAbort(_) => {
-                Err(self.refused("begin a transaction", "a transaction is open; commit or abort it first"))
+                Err(self.rejected("begin a transaction", "a transaction is open; commit or abort it first"))
             }
-            Phase::NeedsInit => Err(self.refused(
+            Phase::NeedsInit => Err(self.rejected(
                 "begin a transaction",
                 "the last commit failed; call init_transactions first",
             )),
@@ -109,10 +109,10 @@ impl TransactionalProducer for EmbeddedTransactionalProducer {
             Phase::Open => {}
             Phase::MustAbort(reason) => {
                 let reason = format!("an earlier batch was rejected ({reason}); abort the transaction");
-                return Err(self.refused("send in a transaction", &reason));
+                return Err(self.rejected("send in a transaction", &reason));
             }
             Phase::Ready | Phase::NeedsInit => {
-                return Err(self.refused("send", "no transaction is open; begin one first"));
+                return Err(self.rejected("send", "no transaction is open; begin one first"));
             }
         }
         failpoint::hit("log.send.before");
@@ -121,7 +121,7 @@ impl TransactionalProducer for EmbeddedTransactionalProducer {
         self.broker.check(self.by(), "send")?;
         let sent = encode(&self.broker, records).and_then(|encoded| {
             self.broker.append(encoded.drafts, Some(self.by()))?;
-            encoded.refused.map_or(Ok(()), Err)
+            encoded.rejected.map_or(Ok(()), Err)
         });
         if let Err(error) = &sent {
             self.phase = Phase::MustAbort(error.to_string());

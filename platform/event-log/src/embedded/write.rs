@@ -1,8 +1,8 @@
 //! Changes of partitions: appends, commits and aborts of transactions, and commits of offsets.
 //!
-//! A change is staged against the state, committed to the store in one batch, and then published in the state. The writer
-//! lock is held throughout, so the state cannot change in between, and nothing is visible before it is stored. The control
-//! records of a transaction, its offsets and the removal of its open entries are one batch (C2 of `docs/protocol/commit.md`).
+//! A change is staged against the state, committed to the store in one batch, and then published in the state, all under
+//! the writer lock, so nothing is visible before it is stored. The control records of a transaction, its offsets and the
+//! removal of its open entries are one batch (C2 of `docs/protocol/commit.md`).
 
 use super::backing::{Space, Writes};
 use super::block::{Block, Builder, Marker};
@@ -288,8 +288,7 @@ impl Broker {
         Ok(Outcome::Committed(produced_here))
     }
 
-    /// Stores the commit or abort of a transaction and publishes it. `change` makes the changes that belong to
-    /// `ending.writes`.
+    /// Stores the commit or abort of a transaction and publishes it. `change` makes the changes of `ending.writes`.
     fn end(&self, _writer: &mut Writer, ending: Ending, change: impl FnOnce(&mut State)) -> Result<()> {
         let Ending {
             transaction,
@@ -449,7 +448,7 @@ impl Broker {
                     who: who.to_owned(),
                 });
             }
-            return Err(Error::Refused {
+            return Err(Error::Rejected {
                 attempted: format!("commit offsets of group {}", member.group),
                 reason: rejection.reason,
             });
@@ -477,7 +476,7 @@ impl Broker {
             if let Some(group) = state.groups.get_mut(name) {
                 group.tick(now);
                 if let Some((at, _)) = offsets.iter().find(|(at, _)| group.reads(at)) {
-                    return Err(Error::Refused {
+                    return Err(Error::Rejected {
                         attempted: format!("set offsets of group {name}"),
                         reason: format!("an active member reads {at}; stop it first"),
                     });
@@ -486,7 +485,7 @@ impl Broker {
             for (at, offset) in offsets {
                 let part = state.resolve(at)?;
                 if *offset < 0 {
-                    return Err(Error::Refused {
+                    return Err(Error::Rejected {
                         attempted: format!("set offsets of group {name}"),
                         reason: format!("offset {offset} of {at} is negative"),
                     });

@@ -33,7 +33,7 @@ impl<'h> Admin<'h> {
         }
     }
 
-    fn ask<T>(&self, request: impl Fn(&Raw<'_>) -> Result<T, ClientError>) -> Result<T, ClientError> {
+    fn with_retry<T>(&self, request: impl Fn(&Raw<'_>) -> Result<T, ClientError>) -> Result<T, ClientError> {
         retry(&self.raw, self.raw.timeout, request)
     }
 
@@ -62,7 +62,7 @@ impl<'h> Admin<'h> {
                 settings: settings(&topic.config),
             }];
             let attempted = || format!("create topic {}", topic.name);
-            let results = self.ask(|raw| raw.create(&wanted).and_then(flatten));
+            let results = self.with_retry(|raw| raw.create(&wanted).and_then(flatten));
             match results {
                 Ok(()) => {
                     self.await_view(&attempted(), |raw| served(raw, topic))?;
@@ -78,7 +78,7 @@ impl<'h> Admin<'h> {
     /// See [`crate::EventLog::describe`].
     pub fn describe(&self, topic: &str) -> Result<Option<TopicInfo>> {
         let attempted = || format!("describe topic {topic}");
-        let found = self.ask(|raw| Ok((raw.describe(topic)?, raw.settings(topic)?)));
+        let found = self.with_retry(|raw| Ok((raw.describe(topic)?, raw.settings(topic)?)));
         match found {
             Ok((seen, settings)) => {
                 let (high, low) = seen.id;
@@ -101,7 +101,7 @@ impl<'h> Admin<'h> {
 
     /// Returns the topic's partition count. Fails if the topic does not exist.
     pub fn partitions(&self, topic: &str) -> Result<usize> {
-        let found = self.ask(|raw| raw.describe(topic));
+        let found = self.with_retry(|raw| raw.describe(topic));
         found
             .map(|topic| topic.partitions)
             .map_err(|found| errors::topic_error(topic, format!("look up topic {topic}"), &found))
@@ -110,7 +110,7 @@ impl<'h> Admin<'h> {
     /// See [`crate::EventLog::topics`].
     pub fn topics(&self) -> Result<Vec<String>> {
         let mut names = self
-            .ask(|raw| raw.topics())
+            .with_retry(|raw| raw.topics())
             .map_err(|found| errors::request_error("list topics", &found))?;
         names.retain(|name| !name.starts_with("__"));
         names.sort();
@@ -121,7 +121,7 @@ impl<'h> Admin<'h> {
     pub fn alter_topic(&self, topic: &str, settings: &[(String, String)]) -> Result<()> {
         let attempted = format!("alter topic {topic}");
         let failed = |found: ClientError| errors::topic_error(topic, attempted.clone(), &found);
-        self.ask(|raw| raw.alter(topic, settings)).map_err(failed)?;
+        self.with_retry(|raw| raw.alter(topic, settings)).map_err(failed)?;
         let seen = self.await_view(&attempted, |raw| {
             let seen = raw.settings(topic)?;
             Ok(settings.iter().all(|(name, value)| seen.get(name) == Some(value)))
@@ -133,7 +133,7 @@ impl<'h> Admin<'h> {
     /// See [`crate::EventLog::delete_topic`].
     pub fn delete_topic(&self, topic: &str) -> Result<()> {
         let attempted = format!("delete topic {topic}");
-        self.ask(|raw| raw.delete(topic))
+        self.with_retry(|raw| raw.delete(topic))
             .map_err(|found| errors::topic_error(topic, attempted.clone(), &found))?;
         self.await_view(&attempted, |raw| match raw.describe(topic) {
             Err(found) if unknown(found.code) => Ok(true),
@@ -145,7 +145,7 @@ impl<'h> Admin<'h> {
     pub fn offset(&self, at: &TopicPartition, which: OffsetSpec) -> Result<Offset> {
         let (special, isolation) = list_offsets_arguments(which);
         let wanted = List::of(std::iter::once((at, special)));
-        let found = self.ask(|raw| {
+        let found = self.with_retry(|raw| {
             raw.offsets(&wanted, isolation)
                 .and_then(first)
                 .map_err(|found| leaderless(raw, at, found))
@@ -162,7 +162,7 @@ impl<'h> Admin<'h> {
     pub fn offsets(&self, partitions: &[TopicPartition], which: OffsetSpec) -> Result<Vec<Offset>> {
         let (special, isolation) = list_offsets_arguments(which);
         let wanted = List::of(partitions.iter().map(|at| (at, special)));
-        let found = self.ask(|raw| raw.offsets(&wanted, isolation));
+        let found = self.with_retry(|raw| raw.offsets(&wanted, isolation));
         let found = found.map_err(|found| errors::request_error("look up offsets", &found))?;
         let good = found
             .into_iter()
@@ -181,7 +181,7 @@ impl<'h> Admin<'h> {
             .cluster(self.raw.timeout)
             .ok_or_else(|| Error::Unavailable {
                 attempted: "look up the cluster id".to_owned(),
-                reason: self.raw.handle.reach().explain("no broker answered"),
+                reason: self.raw.handle.connectivity().explain("no broker answered"),
             })
     }
 }
@@ -201,7 +201,7 @@ pub fn retry<T>(
                 pause = (pause * 2).min(Duration::from_millis(100));
             }
             Err(mut found) => {
-                found.text = raw.handle.reach().explain(&found.text);
+                found.text = raw.handle.connectivity().explain(&found.text);
                 return Err(found);
             }
             found => return found,

@@ -8,17 +8,17 @@
 
 pub mod admin;
 pub mod admin_results;
+pub mod baseline;
+pub mod connectivity;
 pub mod consumer;
 mod ffi;
 pub mod group_metadata;
-pub mod limit;
 pub mod list;
 pub mod producer;
-pub mod reach;
 
+use connectivity::Connectivity;
 pub use ffi::Code;
 use ffi::{bytes, c, count, millis, owned, text};
-use reach::Reach;
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_void};
 use std::fmt;
@@ -164,11 +164,11 @@ pub enum ClientKind {
 #[derive(Debug)]
 pub struct Handle {
     rk: NonNull<c::rd_kafka_t>,
-    reach: Arc<Reach>,
+    connectivity: Arc<Connectivity>,
     bootstrap: CString,
 }
 
-// SAFETY: librdkafka documents `rd_kafka_t` as thread-safe, and `Reach` is `Sync`.
+// SAFETY: librdkafka documents `rd_kafka_t` as thread-safe, and `Connectivity` is `Sync`.
 unsafe impl Send for Handle {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Handle {}
@@ -200,17 +200,17 @@ impl Handle {
                 });
             }
         }
-        let reach = Arc::new(Reach::default());
+        let connectivity = Arc::new(Connectivity::default());
         let events = c::RD_KAFKA_EVENT_DR | c::RD_KAFKA_EVENT_ERROR | c::RD_KAFKA_EVENT_REBALANCE;
         let kind = match kind {
             ClientKind::Producer => c::rd_kafka_type_t::RD_KAFKA_PRODUCER,
             ClientKind::Consumer => c::rd_kafka_type_t::RD_KAFKA_CONSUMER,
         };
         // SAFETY: the configuration is valid; `rd_kafka_new` takes it over on success, and it is freed here on failure.
-        // `reach` outlives the client: the handle below owns both, and its `drop` destroys the client first.
+        // `connectivity` outlives the client: the handle below owns both, and its `drop` destroys the client first.
         let rk = unsafe {
             c::rd_kafka_conf_set_events(conf, events);
-            reach::install(conf, &reach);
+            connectivity::install(conf, &connectivity);
             let rk = c::rd_kafka_new(kind, conf, reason.as_mut_ptr(), reason.len());
             if rk.is_null() {
                 c::rd_kafka_conf_destroy(conf);
@@ -219,7 +219,11 @@ impl Handle {
         };
         let bootstrap = owned(settings.get("bootstrap.servers").map_or("", String::as_str));
         match NonNull::new(rk) {
-            Some(rk) => Ok(Arc::new(Handle { rk, reach, bootstrap })),
+            Some(rk) => Ok(Arc::new(Handle {
+                rk,
+                connectivity,
+                bootstrap,
+            })),
             None => Err(SettingError {
                 setting: String::new(),
                 reason: text(reason.as_ptr()),
@@ -232,14 +236,14 @@ impl Handle {
     }
 
     /// Returns the tracker of broker connectivity.
-    pub fn reach(&self) -> &Reach {
-        &self.reach
+    pub fn connectivity(&self) -> &Connectivity {
+        &self.connectivity
     }
 
-    /// Adds the bootstrap servers again if the client has lost all its brokers; see [`Reach::needs_reminder`]. Must be
+    /// Adds the bootstrap servers again if the client has lost all its brokers; see [`Connectivity::needs_reminder`]. Must be
     /// called from time to time while waiting for the client.
     pub fn remind(&self) {
-        if !self.reach.needs_reminder(Instant::now()) {
+        if !self.connectivity.needs_reminder(Instant::now()) {
             return;
         }
         tracing::debug!(target: "event_log::kafka", "no broker answers; adding the bootstrap servers again");
@@ -434,7 +438,7 @@ impl Event<'_> {
     pub fn error(&self) -> Result<(), ClientError> {
         // SAFETY: `self` owns the event, and the text is copied. `rd_kafka_event_error_is_fatal` is only valid for error
         // events: for others it reads past the event's data.
-        let (code, said, fatal) = unsafe {
+        let (code, reason, fatal) = unsafe {
             let raw = self.raw.as_ptr();
             let fatal = self.kind() == EventKind::Error && c::rd_kafka_event_error_is_fatal(raw) != 0;
             (
@@ -445,7 +449,7 @@ impl Event<'_> {
         };
         ClientError::check(code).map_err(|error| ClientError {
             fatal,
-            ..error.with_text(said)
+            ..error.with_text(reason)
         })
     }
 }

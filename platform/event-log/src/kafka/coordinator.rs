@@ -68,7 +68,7 @@ impl Coordinators {
     }
 
     /// Repeats a request within the request timeout while a retry may succeed. The wait for each response doubles.
-    fn ask<T>(
+    fn request_with_retry<T>(
         &self,
         group: &str,
         request: impl Fn(&Raw<'_>) -> Result<T, ClientError>,
@@ -85,11 +85,11 @@ impl Coordinators {
             };
             // Without a connected broker, the request would time out and the client would have to be discarded.
             if let Err(mut found) = raw(left).await_any_broker() {
-                found.text = client.reach().explain(&found.text);
+                found.text = client.connectivity().explain(&found.text);
                 return Ok(Err(found));
             }
-            let asked = retry(&raw(wait.min(left)), wait.min(left), &request);
-            match asked {
+            let response = retry(&raw(wait.min(left)), wait.min(left), &request);
+            match response {
                 Err(found) if errors::is_unavailable(&found) => {
                     if errors::is_timeout(found.code) {
                         self.forget(&client);
@@ -107,12 +107,12 @@ impl Coordinators {
     /// See [`crate::EventLog::committed`].
     pub fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed> {
         let wanted = List::of(partitions.iter().map(|at| (at, 0)));
-        let found = self.ask(group, |raw| {
+        let found = self.request_with_retry(group, |raw| {
             let entries = raw.committed(group, Some(&wanted), true)?;
             entries.iter().try_for_each(|entry| ClientError::check(entry.code))?;
             // A partition missing from the response must not count as a partition without a committed offset.
-            let told = |at: &TopicPartition| entries.iter().any(|entry| entry.at == *at);
-            let all = if partitions.iter().all(told) {
+            let is_present = |at: &TopicPartition| entries.iter().any(|entry| entry.at == *at);
+            let all = if partitions.iter().all(is_present) {
                 Code::RD_KAFKA_RESP_ERR_NO_ERROR
             } else {
                 MISSING_ANSWER
@@ -134,7 +134,7 @@ impl Coordinators {
     /// See [`crate::EventLog::set_committed`].
     pub fn set_committed(&self, group: &str, offsets: &[(TopicPartition, Offset)]) -> Result<()> {
         let wanted = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));
-        let found = self.ask(group, |raw| {
+        let found = self.request_with_retry(group, |raw| {
             let entries = raw.set_committed(group, &wanted)?;
             entries.iter().try_for_each(|entry| ClientError::check(entry.code))
         })?;
@@ -143,7 +143,7 @@ impl Coordinators {
 
     /// See [`crate::EventLog::groups`].
     pub fn groups(&self) -> Result<Vec<GroupInfo>> {
-        let names = self.ask(&self.config.client_id, |raw| raw.groups())?;
+        let names = self.request_with_retry(&self.config.client_id, |raw| raw.groups())?;
         let mut names = names.map_err(|found| errors::request_error("list groups", &found))?;
         names.sort();
         let mut groups = Vec::with_capacity(names.len());
@@ -156,7 +156,7 @@ impl Coordinators {
 
     /// Describes a group without its committed offsets; `None` if it does not exist.
     pub fn assignment(&self, name: &str) -> Result<Option<GroupInfo>> {
-        match self.ask(name, |raw| raw.group(name))? {
+        match self.request_with_retry(name, |raw| raw.group(name))? {
             Ok(group) => Ok(Some(info(group, Vec::new()))),
             Err(found) if found.code == Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND => Ok(None),
             Err(found) => Err(errors::request_error(format!("describe group {name}"), &found)),
@@ -165,7 +165,7 @@ impl Coordinators {
 
     /// See [`crate::EventLog::group_info`].
     pub fn group_info(&self, name: &str) -> Result<Option<GroupInfo>> {
-        let found = self.ask(name, |raw| Ok((raw.group(name)?, raw.committed(name, None, false)?)))?;
+        let found = self.request_with_retry(name, |raw| Ok((raw.group(name)?, raw.committed(name, None, false)?)))?;
         match found {
             Ok((group, offsets)) => Ok(Some(info(group, offsets))),
             Err(found) if found.code == Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND => Ok(None),
@@ -178,7 +178,7 @@ impl Coordinators {
 pub fn set_error(group: &str, found: &ClientError) -> Error {
     let attempted = format!("set offsets of group {group}");
     match found.code {
-        Code::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID | Code::RD_KAFKA_RESP_ERR_NON_EMPTY_GROUP => Error::Refused {
+        Code::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID | Code::RD_KAFKA_RESP_ERR_NON_EMPTY_GROUP => Error::Rejected {
             attempted,
             reason: "the group has active members; stop them first".to_owned(),
         },

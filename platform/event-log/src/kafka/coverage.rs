@@ -97,12 +97,12 @@ impl Coverage {
     }
 
     /// Returns the topics not known to be fully assigned, for a member with these partitions.
-    pub fn unassigned(&self, held: &[TopicPartition]) -> Vec<Arc<str>> {
+    pub fn unassigned(&self, assigned: &[TopicPartition]) -> Vec<Arc<str>> {
         if matches!(self.state, State::Covered) {
             return Vec::new();
         }
         self.uncovered.clone().unwrap_or_else(|| {
-            let missing = |topic: &&Arc<str>| !held.iter().any(|at| at.topic == **topic);
+            let missing = |topic: &&Arc<str>| !assigned.iter().any(|at| at.topic == **topic);
             self.topics.keys().filter(missing).cloned().collect()
         })
     }
@@ -123,28 +123,28 @@ impl Coverage {
         }
     }
 
-    /// Advances the check without waiting and returns whether the member must force a rebalance. `held` returns the sorted
+    /// Advances the check without waiting and returns whether the member must force a rebalance. `assigned` returns the sorted
     /// partitions of the member, or `None` before it has joined.
     pub fn advance(
         &mut self,
         coordinators: &Arc<Coordinators>,
-        held: impl FnOnce() -> Option<Vec<TopicPartition>>,
+        assigned: impl FnOnce() -> Option<Vec<TopicPartition>>,
     ) -> bool {
         let described = match &self.state {
             State::Covered => return false,
             State::Due(at) if Instant::now() < *at => return false,
             State::Due(_) => {
-                match held() {
+                match assigned() {
                     Some(_) => self.describe(coordinators),
-                    None => self.again(),
+                    None => self.schedule(),
                 }
                 return false;
             }
             State::Describing(answer) => answer.try_recv(),
         };
-        let verdict = match (described, held()) {
+        let verdict = match (described, assigned()) {
             (Err(TryRecvError::Empty), _) => return false,
-            (Ok(Ok(Some(group))), Some(held)) => self.judge(&group, &held),
+            (Ok(Ok(Some(group))), Some(assigned)) => self.judge(&group, &assigned),
             (Ok(Err(error)), _) => {
                 tracing::debug!(target: "event_log::kafka", group = self.group, %error, "assignment not checked yet");
                 Verdict::Undecided
@@ -155,7 +155,7 @@ impl Coverage {
     }
 
     fn decide(&mut self, verdict: Verdict) -> bool {
-        self.again();
+        self.schedule();
         let Verdict::Decided { uncovered, stale } = verdict else {
             return false;
         };
@@ -168,7 +168,7 @@ impl Coverage {
             self.rebalances += 1;
             // Until the member has its new assignment, the group's description may still show the old one.
             self.pause = PAUSE_FORCED;
-            self.again();
+            self.schedule();
             tracing::info!(
                 target: "event_log::kafka",
                 group = self.group,
@@ -184,7 +184,7 @@ impl Coverage {
         force
     }
 
-    fn again(&mut self) {
+    fn schedule(&mut self) {
         self.state = State::Due(Instant::now() + self.pause);
         self.pause = (self.pause * 2).min(PAUSE_MAX);
     }
@@ -201,31 +201,32 @@ impl Coverage {
             Ok(_) => self.state = State::Describing(answer),
             Err(error) => {
                 tracing::warn!(target: "event_log::kafka", %error, "cannot start a thread to check the assignment");
-                self.again();
+                self.schedule();
             }
         }
     }
 
     /// Compares a description of the group with this member's subscription and partitions.
-    fn judge(&self, group: &GroupInfo, held: &[TopicPartition]) -> Verdict {
+    fn judge(&self, group: &GroupInfo, assigned: &[TopicPartition]) -> Verdict {
         let own = group.members.iter().find(|member| member.instance == self.instance);
         let Some(own) = own.filter(|_| group.state == "Stable") else {
             return Verdict::Undecided;
         };
         let mut described = own.partitions.clone();
         described.sort();
-        if described != held {
+        if described != assigned {
             return Verdict::Undecided;
         }
-        let assigned = |topic: &str| -> usize { group.members.iter().map(|member| count(member, topic)).sum() };
+        let assigned_in_group =
+            |topic: &str| -> usize { group.members.iter().map(|member| count(member, topic)).sum() };
         let mut uncovered = self.topics.iter();
         let uncovered: Vec<_> = uncovered
             .by_ref()
-            .filter(|(topic, partitions)| assigned(topic) < **partitions)
+            .filter(|(topic, partitions)| assigned_in_group(topic) < **partitions)
             .map(|(topic, _)| topic.clone())
             .collect();
         let stale = !uncovered.is_empty()
-            || held.iter().any(|at| !self.topics.contains_key(&at.topic))
+            || assigned.iter().any(|at| !self.topics.contains_key(&at.topic))
             || self.topics.keys().any(|topic| self.lacks_share(group, topic));
         Verdict::Decided { uncovered, stale }
     }

@@ -1,6 +1,6 @@
 //! Maps librdkafka errors to [`Error`].
 //!
-//! An error code that is not listed is `Unavailable` if librdkafka reports it as retriable, otherwise `Refused`.
+//! An error code that is not listed is `Unavailable` if librdkafka reports it as retriable, otherwise `Rejected`.
 
 use super::client::{ClientError, Code, SettingError};
 use crate::Error;
@@ -11,7 +11,7 @@ pub fn request_error(attempted: impl Into<String>, error: &ClientError) -> Error
     if is_unavailable(error) {
         return Error::Unavailable { attempted, reason };
     }
-    Error::Refused {
+    Error::Rejected {
         attempted,
         reason: format!("{reason}{}", fix(error.code)),
     }
@@ -47,7 +47,7 @@ pub fn setting_error(error: SettingError) -> Error {
     } else {
         format!("use Kafka setting {}", error.setting)
     };
-    Error::Refused {
+    Error::Rejected {
         attempted,
         reason: error.reason,
     }

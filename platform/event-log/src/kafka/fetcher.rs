@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 const TAKE: usize = 2048;
 const BATCH_RECORDS_MAX: usize = 200_000;
 /// Maximum time to wait before the queues are polled again without a wake-up.
-const LOOK: Duration = Duration::from_millis(100);
+const WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// State of an assigned partition.
 #[derive(Debug)]
@@ -245,14 +245,14 @@ impl Fetcher {
         if left.is_zero() {
             return false;
         }
-        self.waker.wait(left.min(LOOK));
+        self.waker.wait(left.min(WAIT_MAX));
         true
     }
 
     /// Fails if no broker has answered for a while, because then an empty poll does not mean that there are no records.
-    pub fn check_reach(&self, attempted: &str) -> Result<()> {
+    pub fn check_reachable(&self, attempted: &str) -> Result<()> {
         self.handle().remind();
-        self.handle().reach().check(attempted)
+        self.handle().connectivity().check(attempted)
     }
 
     /// Converts the error of a partition.

@@ -75,7 +75,7 @@ impl KafkaGroup {
         let handle = Handle::new(ClientKind::Consumer, &settings::group(&shared.kafka, &group))
             .map_err(errors::setting_error)?;
         let waker = Arc::new(Waker::default());
-        let mut events = Queue::member(&handle).ok_or_else(|| Error::Refused {
+        let mut events = Queue::member(&handle).ok_or_else(|| Error::Rejected {
             attempted: "join a group".to_owned(),
             reason: "the group id is empty; set a group id".to_owned(),
         })?;
@@ -142,11 +142,11 @@ impl KafkaGroup {
     /// assignment back, unless it is the group leader.
     fn check_coverage(&mut self) -> Result<()> {
         let (handle, fetcher) = (self.fetcher.handle().clone(), &self.fetcher);
-        let held = || {
+        let assigned = || {
             let joined = handle.group_metadata().is_some_and(|now| now.generation() >= 0);
             joined.then(|| fetcher.partitions())
         };
-        if !self.coverage.advance(&self.shared.coordinators, held) {
+        if !self.coverage.advance(&self.shared.coordinators, assigned) {
             return Ok(());
         }
         let topics = List::of_topics(self.coverage.topics().keys().map(AsRef::as_ref));
@@ -167,7 +167,7 @@ impl KafkaGroup {
 
     fn may_have_fenced_itself(&mut self) -> bool {
         self.rejoins.retain(|at| at.elapsed() < SELF_FENCE_WINDOW);
-        self.rejoins.len() < REJOINS_MAX && self.handle().reach().broken_within(SELF_FENCE_WINDOW)
+        self.rejoins.len() < REJOINS_MAX && self.handle().connectivity().broken_within(SELF_FENCE_WINDOW)
     }
 
     fn occupied_error(&self) -> Error {
@@ -307,7 +307,7 @@ impl KafkaGroup {
             return match protocol::meaning(&self.config, &fatal) {
                 protocol::Meaning::Occupied => Err(self.occupied_error()),
                 protocol::Meaning::Rejoin(why) if self.joined_at.elapsed() > protocol::REJOIN_AFTER => self.rejoin(why),
-                protocol::Meaning::Refused(error) => Err(error),
+                protocol::Meaning::Rejected(error) => Err(error),
                 protocol::Meaning::Rejoin(_) | protocol::Meaning::Final => Err(self.error("poll", &fatal)),
             };
         }
@@ -330,11 +330,11 @@ impl KafkaGroup {
     }
 
     fn state(&mut self, at: &TopicPartition, attempted: &str) -> Result<&mut PartitionState> {
-        let refused = || Error::Refused {
+        let rejected = || Error::Rejected {
             attempted: format!("{attempted} {at}"),
             reason: "it is not assigned to this member".to_owned(),
         };
-        self.fetcher.state(at).ok_or_else(refused)
+        self.fetcher.state(at).ok_or_else(rejected)
     }
 
     /// Sets another position for a partition whose fetching failed. librdkafka has stopped it and ignores seeks, so it
@@ -443,7 +443,7 @@ impl GroupConsumer for KafkaGroup {
                 .chain(self.coverage.due())
                 .fold(end, Instant::min);
             if !self.fetcher.wait(nudge) && nudge >= end {
-                self.fetcher.check_reach("poll")?;
+                self.fetcher.check_reachable("poll")?;
                 return Ok(Event::Idle);
             }
         }
@@ -516,7 +516,7 @@ impl GroupConsumer for KafkaGroup {
     }
 
     fn group_metadata(&self) -> Result<GroupMetadata> {
-        let metadata = self.handle().group_metadata().ok_or_else(|| Error::Refused {
+        let metadata = self.handle().group_metadata().ok_or_else(|| Error::Rejected {
             attempted: format!("be a member of group {}", self.config.group),
             reason: "the client has no consumer group".to_owned(),
         })?;
@@ -576,7 +576,7 @@ impl GroupConsumer for KafkaGroup {
                 let attempted = format!("leave group {}", self.config.group);
                 return Err(Error::Unavailable {
                     attempted,
-                    reason: self.handle().reach().explain("no answer"),
+                    reason: self.handle().connectivity().explain("no answer"),
                 });
             }
         }

@@ -58,7 +58,7 @@ impl Members {
         if let Some((at, _)) = offsets.iter().find(|(at, _)| read(at)) {
             let attempted = format!("set offsets of group {group}");
             let reason = format!("an active member reads {at}; stop it first");
-            return Some(Err(Error::Refused { attempted, reason }));
+            return Some(Err(Error::Rejected { attempted, reason }));
         }
         let member = members
             .iter()

@@ -34,7 +34,7 @@ impl KafkaProducer {
 
     fn error(&self, attempted: &str, found: &ClientError) -> Error {
         let mut found = found.clone();
-        found.text = self.producer.handle().reach().explain(&found.text);
+        found.text = self.producer.handle().connectivity().explain(&found.text);
         errors::request_error(attempted, &found)
     }
 }

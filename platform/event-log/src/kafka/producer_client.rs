@@ -97,7 +97,7 @@ impl ProducerClient {
         let thread = std::thread::Builder::new()
             .name("kafka-reports".to_owned())
             .spawn(move || thread_shared.run(&thread_queue))
-            .map_err(|e| Error::Refused {
+            .map_err(|e| Error::Rejected {
                 attempted: "start a thread".to_owned(),
                 reason: e.to_string(),
             })?;
@@ -181,7 +181,7 @@ impl ProducerClient {
             if Instant::now() >= end {
                 let reason = self
                     .handle()
-                    .reach()
+                    .connectivity()
                     .explain("the producer queue remains full because records are not acknowledged");
                 return Err(Error::Unavailable {
                     attempted: format!("send to {}", topic.name),
@@ -217,7 +217,7 @@ impl ProducerClient {
                 deliveries = self.shared.wait(deliveries, Duration::from_millis(500));
             }
             if done(&deliveries, tag) < records.len() {
-                let reason = self.handle().reach().explain("no delivery report");
+                let reason = self.handle().connectivity().explain("no delivery report");
                 return Err(Error::Unavailable {
                     attempted: "append".to_owned(),
                     reason,
@@ -251,7 +251,7 @@ impl ProducerClient {
                 return Err(Error::Unavailable { attempted, reason });
             };
             let mut found = ClientError::new(code);
-            found.text = self.handle().reach().explain(&found.text);
+            found.text = self.handle().connectivity().explain(&found.text);
             if code == Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE {
                 let limit = topics.get(&topic).map_or(LIMIT_BYTES, |open| open.limit_bytes);
                 return Err(Error::TooLarge {
@@ -287,7 +287,7 @@ impl ProducerClient {
         }
         let attempted = || format!("open topic {name}");
         let failed = |mut found: ClientError| {
-            found.text = self.handle().reach().explain(&found.text);
+            found.text = self.handle().connectivity().explain(&found.text);
             errors::topic_error(name, attempted(), &found)
         };
         let topic = Topic::new(self.handle(), name).map_err(failed)?;

@@ -18,7 +18,7 @@ pub const REJOIN_AFTER: Duration = Duration::from_secs(5);
 pub fn check(version: Version) -> Result<()> {
     static WARNED: Once = Once::new();
     if version < SUPPORTED_FROM {
-        return Err(Error::Refused {
+        return Err(Error::Rejected {
             attempted: "join a group with group.protocol=consumer".to_owned(),
             reason: format!(
                 "the linked librdkafka {version} has it as a preview only; link librdkafka 2.12 or newer, or set \
@@ -49,7 +49,7 @@ pub enum Meaning {
     /// The member can rejoin as a new one.
     Rejoin(&'static str),
     /// The brokers do not support the request.
-    Refused(Error),
+    Rejected(Error),
     /// No special meaning.
     Final,
 }
@@ -68,13 +68,13 @@ pub fn meaning(group: &GroupConfig, fatal: &ClientError) -> Meaning {
         C::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND => Meaning::Rejoin("the group no longer exists on the brokers"),
         C::RD_KAFKA_RESP_ERR_UNSUPPORTED_VERSION
         | C::RD_KAFKA_RESP_ERR__UNSUPPORTED_FEATURE
-        | C::RD_KAFKA_RESP_ERR_UNSUPPORTED_ASSIGNOR => Meaning::Refused(unsupported(group, fatal)),
+        | C::RD_KAFKA_RESP_ERR_UNSUPPORTED_ASSIGNOR => Meaning::Rejected(unsupported(group, fatal)),
         _ => Meaning::Final,
     }
 }
 
 fn unsupported(group: &GroupConfig, fatal: &ClientError) -> Error {
-    Error::Refused {
+    Error::Rejected {
         attempted: format!("join group {} with group.protocol=consumer", group.group),
         reason: format!(
             "{}; it requires Apache Kafka 4.0 or newer with group.version=1, `consumer` in \
@@ -115,7 +115,7 @@ mod tests {
         let taken = ClientError::new(Code::RD_KAFKA_RESP_ERR_UNRELEASED_INSTANCE_ID);
         assert!(matches!(meaning(&group, &taken), Meaning::Occupied));
         let unsupported = ClientError::new(Code::RD_KAFKA_RESP_ERR_UNSUPPORTED_VERSION);
-        let Meaning::Refused(error) = meaning(&group, &unsupported) else {
+        let Meaning::Rejected(error) = meaning(&group, &unsupported) else {
             panic!("an unsupported broker is rejected");
         };
         assert!(error.to_string().contains("group_protocol = \"classic\""), "{error}");

@@ -68,7 +68,7 @@ impl KafkaReader {
         let wanted = List::of(special.into_iter());
         let attempted = "look up where to read";
         let entries = admin.offsets(&wanted, self.isolation).map_err(|mut found| {
-            found.text = self.fetcher.handle().reach().explain(&found.text);
+            found.text = self.fetcher.handle().connectivity().explain(&found.text);
             errors::request_error(attempted, &found)
         })?;
         let found = entries
@@ -84,9 +84,9 @@ impl KafkaReader {
     /// requests the current end. If its position is not below that end, it had read everything at the time of the
     /// request.
     fn refresh_at_end(&mut self) {
-        let (asked_at, millis, asked) = &mut self.proof;
-        if let Some(answer) = asked.as_ref().and_then(|asked| asked.answer(Duration::ZERO)) {
-            *asked = None;
+        let (requested_at, millis, request) = &mut self.proof;
+        if let Some(answer) = request.as_ref().and_then(|request| request.answer(Duration::ZERO)) {
+            *request = None;
             for end in answer.unwrap_or_default() {
                 let seen = end.code == Code::RD_KAFKA_RESP_ERR_NO_ERROR;
                 if let Some(state) = self
@@ -98,7 +98,7 @@ impl KafkaReader {
                 }
             }
         }
-        if asked.is_some() || asked_at.elapsed() < REFRESH_INTERVAL {
+        if request.is_some() || requested_at.elapsed() < REFRESH_INTERVAL {
             return;
         }
         let caught_up: Vec<_> = self
@@ -107,11 +107,11 @@ impl KafkaReader {
             .iter()
             .filter(|state| state.at_end.is_some())
             .collect();
-        (*asked_at, *millis) = (Instant::now(), now());
+        (*requested_at, *millis) = (Instant::now(), now());
         if !caught_up.is_empty() {
             let admin = Admin::new(self.fetcher.handle(), Duration::from_secs(5));
             let ends = List::of(caught_up.into_iter().map(|state| (&state.at, END)));
-            *asked = admin.request_offsets(&ends, self.isolation).ok();
+            *request = admin.request_offsets(&ends, self.isolation).ok();
         }
     }
 
@@ -126,7 +126,7 @@ impl KafkaReader {
                     .topic(&at.topic)?
                     .partitions(timeout)
                     .map_err(|mut found| {
-                        found.text = self.fetcher.handle().reach().explain(&found.text);
+                        found.text = self.fetcher.handle().connectivity().explain(&found.text);
                         errors::topic_error(&at.topic, format!("look up topic {}", at.topic), &found)
                     })?;
                 counts.insert(at.topic.clone(), count);
@@ -187,7 +187,7 @@ impl Reader for KafkaReader {
             }
             self.refresh_at_end();
             if !self.fetcher.wait(end) {
-                self.fetcher.check_reach("read")?;
+                self.fetcher.check_reachable("read")?;
                 return Ok(0);
             }
         }

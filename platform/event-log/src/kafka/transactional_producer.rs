@@ -62,15 +62,17 @@ impl KafkaTransactionalProducer {
     }
 
     fn producer(&self, attempted: &str) -> Result<&ProducerClient> {
-        self.producer.as_ref().ok_or_else(|| self.refuse(attempted, NEEDS_INIT))
+        self.producer
+            .as_ref()
+            .ok_or_else(|| self.rejected(attempted, NEEDS_INIT))
     }
 
-    fn refuse(&self, attempted: &str, reason: &str) -> Error {
+    fn rejected(&self, attempted: &str, reason: &str) -> Error {
         let attempted = format!(
             "{attempted} of transactional producer {}",
             self.options.transactional_id
         );
-        Error::Refused {
+        Error::Rejected {
             attempted,
             reason: reason.to_owned(),
         }
@@ -85,7 +87,7 @@ impl KafkaTransactionalProducer {
         }
         let mut found = found.clone();
         if let Some(producer) = &self.producer {
-            found.text = producer.handle().reach().explain(&found.text);
+            found.text = producer.handle().connectivity().explain(&found.text);
         }
         errors::request_error(
             format!(
@@ -141,7 +143,7 @@ impl KafkaTransactionalProducer {
         let Some(producer) = &self.producer else {
             return found.text.clone();
         };
-        let words = producer.handle().reach().explain(&found.text);
+        let words = producer.handle().connectivity().explain(&found.text);
         match producer.collect(self.transaction) {
             Err(record) if !words.contains(&record.to_string()) => format!("{words}; {record}"),
             _ => words,
@@ -244,7 +246,7 @@ impl TransactionalProducer for KafkaTransactionalProducer {
             } else {
                 NEEDS_INIT
             };
-            return Err(self.refuse("begin a transaction", why));
+            return Err(self.rejected("begin a transaction", why));
         }
         let producer = self.producer("begin a transaction")?;
         if let Err(found) = producer.handle().begin_transaction() {
@@ -261,7 +263,7 @@ impl TransactionalProducer for KafkaTransactionalProducer {
 
     fn send(&mut self, records: &OutBatch) -> Result<()> {
         if self.state != State::Open {
-            return Err(self.refuse("send", "no transaction is open"));
+            return Err(self.rejected("send", "no transaction is open"));
         }
         failpoint::hit("log.send.before");
         let producer = self.producer("send")?;

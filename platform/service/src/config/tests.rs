@@ -57,7 +57,7 @@ fn sources() -> Sources {
     Sources::default().text(FILE)
 }
 
-fn refused(sources: &Sources, expected: Expect) {
+fn rejected(sources: &Sources, expected: Expect) {
     expected.assert_eq(&sources.read::<Config>().unwrap_err().to_string());
 }
 
@@ -111,13 +111,13 @@ fn environment_alone_is_sufficient() {
 
 #[test]
 fn unknown_key_is_shown_with_the_allowed_ones() {
-    refused(
+    rejected(
         &sources().text("data_dir = 'd'\n[edge]\n  prot = 1\n"),
         expect![[r#"
             configuration, line 3, `edge.prot`: unknown field `prot`, expected one of `port`, `host`, `verbose`, `share`, `format`
               3 |   prot = …"#]],
     );
-    refused(
+    rejected(
         &sources().variable("TRUNKLINE_EDGE__PROT", "1"),
         expect![
             "configuration, `edge.prot` (from TRUNKLINE_EDGE__PROT): unknown field `prot`, expected one of `port`, `host`, `verbose`, `share`, `format`"
@@ -127,31 +127,31 @@ fn unknown_key_is_shown_with_the_allowed_ones() {
 
 #[test]
 fn invalid_value_is_shown_with_its_location() {
-    refused(
+    rejected(
         &sources().text("data_dir = 'd'\nedge.port = 70000"),
         expect![[r#"
             configuration, line 2, `edge.port`: invalid value: integer `70000`, expected u16
               2 | edge.port = …"#]],
     );
-    refused(
+    rejected(
         &sources().variable("TRUNKLINE_EDGE__PORT", "many"),
         expect![[
             r#"configuration, `edge.port` (from TRUNKLINE_EDGE__PORT): invalid type: string "many", expected u16"#
         ]],
     );
-    refused(
+    rejected(
         &sources().text("data_dir = 'd'\n[kafka]\nbrokers = ['a', 1]"),
         expect![[r#"
             configuration, line 3, `kafka.brokers[1]`: invalid type: integer `1`, expected a string
               3 | brokers = …"#]],
     );
-    refused(
+    rejected(
         &sources().text("data_dir = 'd'\nedge.format = 'xml'"),
         expect![[r#"
             configuration, line 2, `edge.format`: unknown variant `xml`, expected `text` or `json`
               2 | edge.format = …"#]],
     );
-    refused(
+    rejected(
         &sources().variable("TRUNKLINE_DATA_DIR__X", "1"),
         expect![
             "configuration, `data_dir` (from TRUNKLINE_DATA_DIR__X): is a value, not a table, so a variable cannot set a key in it"
@@ -161,8 +161,8 @@ fn invalid_value_is_shown_with_its_location() {
 
 #[test]
 fn missing_key_is_named() {
-    refused(&sources().text(""), expect!["configuration: missing field `data_dir`"]);
-    refused(
+    rejected(&sources().text(""), expect!["configuration: missing field `data_dir`"]);
+    rejected(
         &sources().text("data_dir = 'd'\n[kafka]\n"),
         expect![[r"
             configuration, line 2, `kafka`: missing field `brokers`

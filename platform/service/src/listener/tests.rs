@@ -475,22 +475,22 @@ fn unusable_files_are_named() {
     std::fs::write(&empty, "").unwrap();
     let other_key = dir.path().join("other.key");
     std::fs::write(&other_key, authority.issue(&["localhost"]).key).unwrap();
-    let refused = |files: TlsConfig| chain(&Tls::load(&files).err().expect("unusable"));
+    let rejected = |files: TlsConfig| chain(&Tls::load(&files).err().expect("unusable"));
     let absent = TlsConfig {
         key: dir.path().join("absent"),
         ..good.clone()
     };
-    assert!(refused(absent).contains("absent"));
+    assert!(rejected(absent).contains("absent"));
     let without = TlsConfig {
         certificate: empty.clone(),
         ..good.clone()
     };
-    assert!(refused(without).contains("empty.pem contains no certificate"));
+    assert!(rejected(without).contains("empty.pem contains no certificate"));
     let without_key = TlsConfig {
         key: empty,
         ..good.clone()
     };
-    assert!(refused(without_key).contains("contains no private key"));
+    assert!(rejected(without_key).contains("contains no private key"));
     let mismatch = TlsConfig { key: other_key, ..good };
-    assert!(refused(mismatch).contains("cannot be used together"));
+    assert!(rejected(mismatch).contains("cannot be used together"));
 }

@@ -214,8 +214,8 @@ mod tests {
         }))
         .unwrap();
         while jobs.try_send(Box::new(|_| {})).is_ok() {}
-        let refused = worker.call("read", |value| Ok(*value));
-        assert!(is_stuck(&refused), "{refused:?}");
+        let rejected = worker.call("read", |value| Ok(*value));
+        assert!(is_stuck(&rejected), "{rejected:?}");
         drop(unblock);
     }
 

@@ -338,7 +338,7 @@ impl Harness {
     }
 
     /// Repeats an earlier record.
-    pub fn again(&mut self, topic: &str, number: usize) {
+    pub fn redeliver(&mut self, topic: &str, number: usize) {
         let record = self.fed[topic][number].clone();
         self.feed(record);
     }
@@ -495,7 +495,7 @@ fn row_key(table: &str, id: i64) -> String {
 
 fn tx_header(position: u64, ordinal: u32, last: bool) -> (String, Vec<u8>) {
     let tx = Tx {
-        incarnation: 1,
+        source_epoch: 1,
         position: Lsn(position),
         ordinal,
         last,

@@ -138,7 +138,7 @@ fn step(random: &mut Random, harness: &mut Harness, rows: &mut BTreeMap<i64, Ord
         16..=18 if harness.fed("shop.change.shop") > 0 => {
             // An old record again, at its original position.
             let end = u64::try_from(harness.fed("shop.change.shop")).unwrap();
-            harness.again("shop.change.shop", usize::try_from(random.below(end)).unwrap());
+            harness.redeliver("shop.change.shop", usize::try_from(random.below(end)).unwrap());
         }
         19 if random.below(4) == 0 => {
             harness.truncate("orders");

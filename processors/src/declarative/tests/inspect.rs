@@ -71,7 +71,7 @@ fn groups_and_rows_are_readable() {
         deleted["contribution"].is_null() && deleted["deleted_ms"].is_i64(),
         "{deleted}"
     );
-    let progress = &rows["[\"line\",\"left\"]"];
+    let progress = &rows["[\"source\",\"left\"]"];
     assert_eq!(
         (&progress["source_epoch"], progress["topic_id"].is_string()),
         (&json!(1), true)

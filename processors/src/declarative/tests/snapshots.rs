@@ -75,7 +75,7 @@ fn chunk_end_removes_rows_that_were_not_found() {
     assert_eq!(shown(&harness).as_deref(), Some("7 4 13 paid sent"));
     // Neither a repeated chunk nor an old change of the deleted row changes anything.
     for number in 0..harness.fed("shop.change.shop") {
-        harness.again("shop.change.shop", number);
+        harness.redeliver("shop.change.shop", number);
     }
     harness.commit();
     assert_eq!(shown(&harness).as_deref(), Some("7 4 13 paid sent"));
@@ -222,7 +222,7 @@ fn unchanged_column_moves_to_the_new_key() {
         assert_eq!(harness.shown(), expected(&orders), "from {from} to {to}");
     }
     for number in 0..harness.fed("shop.change.shop") {
-        harness.again("shop.change.shop", number);
+        harness.redeliver("shop.change.shop", number);
     }
     harness.commit();
     assert_eq!(harness.shown(), expected(&orders));

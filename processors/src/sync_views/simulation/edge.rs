@@ -12,12 +12,12 @@ use streams::{StoreName, Stores};
 use streams_test::simulation::{Broker, Disk, Rng, crash_at};
 use views::cursor::{Cursor, Key, Keyring, Owner};
 use views::replica::{Options, Times};
-use views::{Answer, Bucket, BucketId, Page, Replica, Request, row_hash};
+use views::{Bucket, BucketId, DeltaRequest, DeltaResult, Page, Replica, row_hash};
 
 type CheckResult<T = ()> = Result<T, String>;
 
 /// T of each partition.
-type Closed = BTreeMap<i32, Offset>;
+type EndMarkers = BTreeMap<i32, Offset>;
 /// A bucket's rows by (view, key): version and JSON.
 type Rows = BTreeMap<(String, String), ([u8; 17], Vec<u8>)>;
 
@@ -53,7 +53,7 @@ impl Edge {
             partitions: (0..PARTITIONS).collect(),
             times,
             log: 5,
-            held_bytes_max: 200,
+            pending_bytes_max: 200,
             flush_bytes: 150,
             now,
         };
@@ -95,7 +95,7 @@ struct Poll {
 
 /// A page in flight, with the cursor of its request.
 struct Delivery {
-    asked: Option<String>,
+    requested: Option<String>,
     text: String,
     page: Page,
     claims: &'static str,
@@ -111,7 +111,7 @@ struct Device {
     /// Stale views of the last page.
     stale: BTreeSet<String>,
     rows: BTreeMap<BucketId, Rows>,
-    committed: Option<Closed>,
+    committed: Option<EndMarkers>,
     asleep_until: Millis,
     rows_max: usize,
     late: Option<Delivery>,
@@ -217,7 +217,7 @@ impl Readers {
             let (end, stable) = (broker.part(&at).end(), broker.part(&at).stable());
             let done = crash_at(limit.crashes_at, || -> CheckResult {
                 let applied = replica.apply(p, batch.iter(), now).map_err(|e| e.to_string())?;
-                check(applied.refused == 0, || "a replica rejects a record".to_owned())?;
+                check(applied.rejected == 0, || "a replica rejects a record".to_owned())?;
                 if applied.need_end {
                     replica.set_end(p, end).map_err(|e| e.to_string())?;
                 }
@@ -242,7 +242,7 @@ impl Readers {
         let replica = &self.edges[i].replica;
         for health in replica.health(now).iter().filter(|health| health.not_ready.is_none()) {
             let p = usize::try_from(health.partition).unwrap();
-            let state = self.oracles[p].state(health.closed)?;
+            let state = self.oracles[p].state(health.end_marker)?;
             for bucket in BUCKETS.into_iter().filter(|b| partition_of(*b) == health.partition) {
                 let rows = replica.rows(health.partition, id(bucket)).map_err(|e| e.to_string())?;
                 let live = |c: &views::Change| {
@@ -258,7 +258,7 @@ impl Readers {
                     .filter(|((of, ..), _)| *of == name)
                     .map(|((_, view, key), s)| ((view.clone(), key.clone()), (s.offset, s.version, s.json.clone())))
                     .collect();
-                let at = health.closed;
+                let at = health.end_marker;
                 check(got == want, || {
                     format!(
                         "I6: complete replica {i} differs from the log in bucket {name} at T {at}: replica {got:?}, \
@@ -271,7 +271,7 @@ impl Readers {
     }
 
     /// Invariants I1, I2, I3 and I5: compares the rows of a device with the oracle.
-    fn check_device(&self, d: usize, claims: &str, closed: &Closed, after: &str) -> CheckResult {
+    fn check_device(&self, d: usize, claims: &str, end_markers: &EndMarkers, after: &str) -> CheckResult {
         let device = &self.devices[d];
         let may: BTreeSet<BucketId> = claims.chars().map(id).collect();
         let has: BTreeSet<BucketId> = device.rows.keys().copied().collect();
@@ -280,7 +280,7 @@ impl Readers {
         })?;
         for bucket in claims.chars() {
             let p = partition_of(bucket);
-            let at = closed.get(&p).copied().unwrap_or(-1);
+            let at = end_markers.get(&p).copied().unwrap_or(-1);
             let state = self.oracles[usize::try_from(p).unwrap()].state(at)?;
             let name = bucket_of(bucket);
             let want: Rows = state
@@ -318,7 +318,7 @@ impl Readers {
         let owner = Owner::new(&device.who.to_string(), &d.to_string());
         let cursor = device.cursor.as_deref().and_then(|c| self.keys.open(c));
         let known = cursor.clone().filter(|c| c.owner == owner);
-        let request = Request {
+        let request = DeltaRequest {
             owner,
             readable: &readable,
             cursor,
@@ -331,32 +331,32 @@ impl Readers {
         let reads = edge.disk.reads();
         let answer = views::delta(&edge.replica, &request).map_err(|e| e.to_string())?;
         let health = edge.replica.health(now);
-        let closed: Closed = health.iter().map(|h| (h.partition, h.closed)).collect();
+        let end_markers: EndMarkers = health.iter().map(|h| (h.partition, h.end_marker)).collect();
         match answer {
-            Answer::NotReady(_) => broker.note("not ready"),
-            Answer::Behind => broker.note("behind"),
-            Answer::NotModified => {
+            DeltaResult::NotReady(_) => broker.note("not ready"),
+            DeltaResult::Behind => broker.note("behind"),
+            DeltaResult::NotModified => {
                 broker.note("not modified");
                 check(edge.disk.reads() == reads, || "an idle poll read the store".to_owned())?;
                 check(device.complete, || {
                     format!("I1: device {d} got 304 although its last page was not complete")
                 })?;
                 let reads = |p: &i32| known.as_ref().is_some_and(|c| c.points.contains_key(p));
-                let read: Closed = closed.clone().into_iter().filter(|(p, _)| reads(p)).collect();
+                let read: EndMarkers = end_markers.clone().into_iter().filter(|(p, _)| reads(p)).collect();
                 check(request.patient || self.stale(&read)? == device.stale, || {
                     format!(
                         "device {d} got 304 although its stale views {:?} are outdated",
                         device.stale
                     )
                 })?;
-                self.check_device(d, device.claims, &closed, "304")?;
+                self.check_device(d, device.claims, &end_markers, "304")?;
                 return Ok(true);
             }
-            Answer::Page(page) => {
+            DeltaResult::Page(page) => {
                 broker.note(if page.complete { "complete" } else { "page" });
                 check_page(&page, known.as_ref(), device.claims, now)?;
                 let delivery = Delivery {
-                    asked: device.cursor.clone(),
+                    requested: device.cursor.clone(),
                     text: self.keys.seal(&page.cursor),
                     claims: device.claims,
                     page: *page,
@@ -393,7 +393,7 @@ impl Readers {
         let Some(page) = self.devices[d].late.take() else {
             return Ok(());
         };
-        if page.asked != self.devices[d].cursor {
+        if page.requested != self.devices[d].cursor {
             broker.note("page out of order");
             return Ok(());
         }
@@ -422,24 +422,29 @@ impl Readers {
                 format!("I10: device {d} computed another hash of bucket {bucket} than its page has")
             })?;
         }
-        let closed: Closed = page.cursor.points.iter().map(|(p, point)| (*p, point.closed)).collect();
-        for (p, before) in device.committed.replace(closed.clone()).unwrap_or_default() {
-            check(closed.get(&p).is_none_or(|now| *now >= before), || {
+        let end_markers: EndMarkers = page
+            .cursor
+            .points
+            .iter()
+            .map(|(p, point)| (*p, point.end_marker))
+            .collect();
+        for (p, before) in device.committed.replace(end_markers.clone()).unwrap_or_default() {
+            check(end_markers.get(&p).is_none_or(|now| *now >= before), || {
                 format!("I4: T of device {d} in partition {p} decreased")
             })?;
         }
-        let stale = self.stale(&closed)?;
+        let stale = self.stale(&end_markers)?;
         let sent = &self.devices[d].stale;
         check(*sent == stale, || {
             format!("stale views of device {d}: page {sent:?}, oracle {stale:?}")
         })?;
-        self.check_device(d, claims, &closed, "commit")
+        self.check_device(d, claims, &end_markers, "commit")
     }
 
     /// The stale views at T of each partition.
-    fn stale(&self, closed: &Closed) -> CheckResult<BTreeSet<String>> {
+    fn stale(&self, end_markers: &EndMarkers) -> CheckResult<BTreeSet<String>> {
         let mut stale = BTreeSet::new();
-        for (p, at) in closed {
+        for (p, at) in end_markers {
             let state = self.oracles[usize::try_from(*p).unwrap()].state(*at)?;
             stale.extend(state.stale.iter().map(|(view, _)| view.clone()));
         }
@@ -509,7 +514,7 @@ impl Readers {
             }
             self.read(broker, i, &ReadLimit::ALL)?;
             for health in self.edges[i].replica.health(now) {
-                let ready = health.not_ready.is_none() && !health.holds_back;
+                let ready = health.not_ready.is_none() && !health.has_pending_rows;
                 check(ready, || {
                     format!("I13: replica {i} is not complete although the log is idle: {health:?}")
                 })?;

@@ -63,9 +63,9 @@ impl Oracle {
     }
 
     /// The state at T, which must be the offset of a transaction end marker.
-    pub fn state(&self, closed: Offset) -> Result<Rc<State>, String> {
-        let found = self.states.get(&closed).cloned();
-        found.ok_or_else(|| format!("{}: no transaction end marker has offset T {closed}", self.at))
+    pub fn state(&self, end_marker: Offset) -> Result<Rc<State>, String> {
+        let found = self.states.get(&end_marker).cloned();
+        found.ok_or_else(|| format!("{}: no transaction end marker has offset T {end_marker}", self.at))
     }
 
     /// Whether no record is pending.
@@ -115,7 +115,7 @@ impl Oracle {
                     let stream = (view.into_owned(), stream_of(&writer).partition);
                     self.add_pending(&writer, Pending::Stale { stream, stale });
                 }
-                ViewRecord::Open { .. } | ViewRecord::Grant { .. } => {}
+                ViewRecord::TransactionBegin { .. } | ViewRecord::Grant { .. } => {}
             }
         }
         Ok(())

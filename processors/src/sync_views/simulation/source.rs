@@ -215,7 +215,7 @@ impl Source {
 
     fn row(&self, key: &str, value: Option<Vec<u8>>, at: Ordinal, last: bool) -> Row {
         let tx = Tx {
-            incarnation: self.source_epoch,
+            source_epoch: self.source_epoch,
             position: Lsn(at.position),
             ordinal: at.ordinal,
             last,
@@ -519,7 +519,7 @@ impl Events {
         broker.note("dead event");
         let offset = broker.append(&at, [poisoned(row.clone(), rng)]);
         let tx = Tx {
-            incarnation: 1,
+            source_epoch: 1,
             position: Lsn(u64::try_from(offset).unwrap_or_default()),
             ordinal: 0,
             last: true,

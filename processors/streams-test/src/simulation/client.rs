@@ -270,7 +270,7 @@ impl SimulatedProducer {
                     reason: "simulated".to_owned(),
                 });
             }
-            Err(refusal) => return Err(refusal),
+            Err(rejection) => return Err(rejection),
         }
         let done = std::mem::take(&mut self.done).into_iter();
         let produced = done.map(|(at, (first_offset, next_offset, timestamp))| Produced {

@@ -328,7 +328,7 @@ fn check_timers(
 }
 
 /// Prefixes of failpoints that this scenario does not pass: those of standbys and of at-least-once processing.
-const ELSEWHERE: [&str; 2] = ["runtime.standby.", "runtime.alone."];
+const ELSEWHERE: [&str; 2] = ["streams.standby.", "streams.at_least_once."];
 
 /// Names of all failpoints in the source of the streams crate.
 fn failpoints() -> BTreeSet<String> {
@@ -345,8 +345,8 @@ fn failpoints() -> BTreeSet<String> {
                 dirs.push(path);
             } else if path.extension().is_some_and(|e| e == "rs") {
                 let text = std::fs::read_to_string(path).unwrap();
-                let calls = text.split("hit(\"runtime.").skip(1);
-                names.extend(calls.filter_map(|rest| Some(format!("runtime.{}", rest.split_once('"')?.0))));
+                let calls = text.split("hit(\"streams.").skip(1);
+                names.extend(calls.filter_map(|rest| Some(format!("streams.{}", rest.split_once('"')?.0))));
             }
         }
     }

@@ -105,7 +105,7 @@ impl EventLog for ProcessLog {
         let (group, partitions) = (group.to_owned(), partitions.to_vec());
         self.connection
             .call(move |broker| broker.group.fetch(&partitions))
-            .map_err(|refusal| match refusal {
+            .map_err(|rejection| match rejection {
                 BrokerError::Undecided => Error::Undecided { group },
                 _ => unavailable("fetch offsets"),
             })
@@ -156,7 +156,7 @@ impl EventLog for ProcessLog {
         Ok(Vec::new())
     }
 
-    fn describe_self(&self) -> String {
+    fn description(&self) -> String {
         "simulated".to_owned()
     }
 

@@ -26,7 +26,7 @@ impl Processor for Counter {
                 return Err(Error::Processor {
                     name: "count".to_owned(),
                     reason: "cannot continue".to_owned(),
-                    fate: ErrorAction::Stop,
+                    action: ErrorAction::Stop,
                 });
             }
             let key = record.key().unwrap();

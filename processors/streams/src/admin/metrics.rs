@@ -62,29 +62,29 @@ impl Metrics {
         let distribution = |metric: &'static str| histogram!(metric, "application" => name.clone());
         Metrics {
             flow: FlowMetrics {
-                records_in: count("trunkline_runtime_records_in_total"),
-                bytes_in: count("trunkline_runtime_bytes_in_total"),
-                records_out: count("trunkline_runtime_records_out_total"),
-                bytes_out: count("trunkline_runtime_bytes_out_total"),
-                dead_letters: count("trunkline_runtime_dead_letters_total"),
-                timers: count("trunkline_runtime_timers_fired_total"),
-                timer_late_seconds: distribution("trunkline_runtime_timer_late_seconds"),
+                records_in: count("trunkline_streams_records_in_total"),
+                bytes_in: count("trunkline_streams_bytes_in_total"),
+                records_out: count("trunkline_streams_records_out_total"),
+                bytes_out: count("trunkline_streams_bytes_out_total"),
+                dead_letters: count("trunkline_streams_dead_letters_total"),
+                timers: count("trunkline_streams_timers_fired_total"),
+                timer_late_seconds: distribution("trunkline_streams_timer_late_seconds"),
             },
             transactions: TransactionMetrics {
-                commits: count("trunkline_runtime_commits_total"),
-                commit_seconds: distribution("trunkline_runtime_commit_seconds"),
-                commit_records: distribution("trunkline_runtime_commit_records"),
-                commit_bytes: distribution("trunkline_runtime_commit_bytes"),
-                latency_seconds: distribution("trunkline_runtime_latency_seconds"),
-                aborts: count("trunkline_runtime_aborts_total"),
-                fences: count("trunkline_runtime_fences_total"),
+                commits: count("trunkline_streams_commits_total"),
+                commit_seconds: distribution("trunkline_streams_commit_seconds"),
+                commit_records: distribution("trunkline_streams_commit_records"),
+                commit_bytes: distribution("trunkline_streams_commit_bytes"),
+                latency_seconds: distribution("trunkline_streams_latency_seconds"),
+                aborts: count("trunkline_streams_aborts_total"),
+                fences: count("trunkline_streams_fences_total"),
             },
             recovery: RecoveryMetrics {
-                recoveries: count("trunkline_runtime_recoveries_total"),
-                restored: count("trunkline_runtime_restored_records_total"),
-                restored_bytes: count("trunkline_runtime_restored_bytes_total"),
-                quarantines: count("trunkline_runtime_stores_set_aside_total"),
-                standby_records: count("trunkline_runtime_standby_records_total"),
+                recoveries: count("trunkline_streams_recoveries_total"),
+                restored: count("trunkline_streams_restored_records_total"),
+                restored_bytes: count("trunkline_streams_restored_bytes_total"),
+                quarantines: count("trunkline_streams_stores_quarantined_total"),
+                standby_records: count("trunkline_streams_standby_records_total"),
             },
             application: name,
         }
@@ -93,26 +93,26 @@ impl Metrics {
     /// Sets the number of standbys in this process.
     pub(crate) fn standbys(&self, tasks: usize) {
         let tasks = u32::try_from(tasks).unwrap_or(u32::MAX);
-        gauge!("trunkline_runtime_standby_tasks", "application" => self.application.clone()).set(f64::from(tasks));
+        gauge!("trunkline_streams_standby_tasks", "application" => self.application.clone()).set(f64::from(tasks));
     }
 
     /// Gauge of the uncommitted state of a thread, in bytes.
     pub(crate) fn uncommitted_bytes(&self, thread: &str) -> Gauge {
         let labels = [("application", self.application.clone()), ("thread", thread.to_owned())];
-        gauge!("trunkline_runtime_overlay_bytes", &labels)
+        gauge!("trunkline_streams_uncommitted_bytes", &labels)
     }
 
     /// Sets the size of a task's store.
     pub(crate) fn store(&self, task: &TaskId, stats: Stats) {
         let labels = [("application", self.application.clone()), ("task", task.to_string())];
-        gauge!("trunkline_runtime_store_disk_bytes", &labels).set(float(offset(stats.disk_bytes)));
-        gauge!("trunkline_runtime_store_memory_bytes", &labels).set(float(offset(stats.memory_bytes)));
+        gauge!("trunkline_streams_store_disk_bytes", &labels).set(float(offset(stats.disk_bytes)));
+        gauge!("trunkline_streams_store_memory_bytes", &labels).set(float(offset(stats.memory_bytes)));
     }
 
     /// Sets the number of changelog offsets that a task still has to read.
     pub(crate) fn restore_left(&self, task: &TaskId, left: Offset) {
         let labels = [("application", self.application.clone()), ("task", task.to_string())];
-        gauge!("trunkline_runtime_restore_offsets_left", &labels).set(float(left));
+        gauge!("trunkline_streams_restore_offsets_left", &labels).set(float(left));
     }
 
     /// Sets the lag of an input: offsets from the committed position to the last stable offset and, if known, the waiting
@@ -123,9 +123,9 @@ impl Metrics {
             ("topic", at.topic.to_string()),
             ("partition", at.partition.to_string()),
         ];
-        gauge!("trunkline_runtime_input_lag_offsets", &labels).set(float(lag));
+        gauge!("trunkline_streams_input_lag_offsets", &labels).set(float(lag));
         if let Some(waits) = waits {
-            gauge!("trunkline_runtime_input_lag_seconds", &labels).set(waits.as_secs_f64());
+            gauge!("trunkline_streams_input_lag_seconds", &labels).set(waits.as_secs_f64());
         }
     }
 }
@@ -147,64 +147,64 @@ type Described = (&'static str, Unit, &'static str);
 
 const COUNTERS: [Described; 14] = [
     (
-        "trunkline_runtime_records_in_total",
+        "trunkline_streams_records_in_total",
         Unit::Count,
         "Input records processed",
     ),
     (
-        "trunkline_runtime_bytes_in_total",
+        "trunkline_streams_bytes_in_total",
         Unit::Bytes,
         "Bytes of keys, values and headers read from the inputs",
     ),
     (
-        "trunkline_runtime_records_out_total",
+        "trunkline_streams_records_out_total",
         Unit::Count,
         "Records sent, including dead letters, without changelogs",
     ),
     (
-        "trunkline_runtime_bytes_out_total",
+        "trunkline_streams_bytes_out_total",
         Unit::Bytes,
         "Bytes of keys, values and headers of the records sent",
     ),
-    ("trunkline_runtime_commits_total", Unit::Count, "Transactions committed"),
+    ("trunkline_streams_commits_total", Unit::Count, "Transactions committed"),
     (
-        "trunkline_runtime_aborts_total",
+        "trunkline_streams_aborts_total",
         Unit::Count,
         "Transactions without a known commit",
     ),
     (
-        "trunkline_runtime_fences_total",
+        "trunkline_streams_fences_total",
         Unit::Count,
         "Transactions rejected because a newer owner exists",
     ),
     (
-        "trunkline_runtime_recoveries_total",
+        "trunkline_streams_recoveries_total",
         Unit::Count,
         "Tasks that recovered to the last commit and started",
     ),
     (
-        "trunkline_runtime_restored_records_total",
+        "trunkline_streams_restored_records_total",
         Unit::Count,
         "Changelog records restored to stores",
     ),
     (
-        "trunkline_runtime_restored_bytes_total",
+        "trunkline_streams_restored_bytes_total",
         Unit::Bytes,
         "Bytes of changelog records restored to stores",
     ),
     (
-        "trunkline_runtime_stores_set_aside_total",
+        "trunkline_streams_stores_quarantined_total",
         Unit::Count,
         "Stores that could not be used and were quarantined",
     ),
     (
-        "trunkline_runtime_dead_letters_total",
+        "trunkline_streams_dead_letters_total",
         Unit::Count,
         "Dead letters committed",
     ),
-    ("trunkline_runtime_timers_fired_total", Unit::Count, "Timers that fired"),
+    ("trunkline_streams_timers_fired_total", Unit::Count, "Timers that fired"),
     (
-        "trunkline_runtime_standby_records_total",
+        "trunkline_streams_standby_records_total",
         Unit::Count,
         "Changelog records applied to standbys",
     ),
@@ -212,33 +212,33 @@ const COUNTERS: [Described; 14] = [
 
 const GAUGES: [Described; 7] = [
     (
-        "trunkline_runtime_input_lag_offsets",
+        "trunkline_streams_input_lag_offsets",
         Unit::Count,
         "Offsets from the committed position to the last stable offset",
     ),
     (
-        "trunkline_runtime_input_lag_seconds",
+        "trunkline_streams_input_lag_seconds",
         Unit::Seconds,
         "Waiting time of the oldest record that is not committed",
     ),
-    ("trunkline_runtime_overlay_bytes", Unit::Bytes, "Uncommitted state"),
+    ("trunkline_streams_uncommitted_bytes", Unit::Bytes, "Uncommitted state"),
     (
-        "trunkline_runtime_store_disk_bytes",
+        "trunkline_streams_store_disk_bytes",
         Unit::Bytes,
         "Bytes of a task's store on disk",
     ),
     (
-        "trunkline_runtime_store_memory_bytes",
+        "trunkline_streams_store_memory_bytes",
         Unit::Bytes,
         "Bytes of a task's store in caches and write buffers",
     ),
     (
-        "trunkline_runtime_restore_offsets_left",
+        "trunkline_streams_restore_offsets_left",
         Unit::Count,
         "Changelog offsets that a task still has to read",
     ),
     (
-        "trunkline_runtime_standby_tasks",
+        "trunkline_streams_standby_tasks",
         Unit::Count,
         "Standbys of other processes' tasks",
     ),
@@ -246,27 +246,27 @@ const GAUGES: [Described; 7] = [
 
 const HISTOGRAMS: [Described; 5] = [
     (
-        "trunkline_runtime_commit_seconds",
+        "trunkline_streams_commit_seconds",
         Unit::Seconds,
         "Duration of a commit",
     ),
     (
-        "trunkline_runtime_commit_records",
+        "trunkline_streams_commit_records",
         Unit::Count,
         "Input records of a committed transaction",
     ),
     (
-        "trunkline_runtime_commit_bytes",
+        "trunkline_streams_commit_bytes",
         Unit::Bytes,
         "Output and changelog bytes of a committed transaction",
     ),
     (
-        "trunkline_runtime_latency_seconds",
+        "trunkline_streams_latency_seconds",
         Unit::Seconds,
         "Time from a record's timestamp to its commit",
     ),
     (
-        "trunkline_runtime_timer_late_seconds",
+        "trunkline_streams_timer_late_seconds",
         Unit::Seconds,
         "Delay of wall-clock timers",
     ),

@@ -10,16 +10,16 @@ use std::time::Duration;
 
 /// Positions of a task according to its state and to its consumer group.
 #[derive(Debug, Clone, serde::Serialize)]
-pub struct Standing {
+pub struct TaskPositions {
     /// Sequence number of the newest commit record; 0 without one.
     pub seq: u64,
     /// Inputs of the task.
-    pub inputs: Vec<Place>,
+    pub inputs: Vec<InputPositions>,
 }
 
 /// One input of a task.
 #[derive(Debug, Clone, serde::Serialize)]
-pub struct Place {
+pub struct InputPositions {
     /// Topic.
     pub topic: String,
     /// Partition.
@@ -30,7 +30,7 @@ pub struct Place {
     pub committed: Option<Offset>,
 }
 
-impl Place {
+impl InputPositions {
     /// Topic and partition.
     pub fn at(&self) -> TopicPartition {
         TopicPartition::new(self.topic.as_str(), self.partition)
@@ -45,7 +45,7 @@ const READ_WAIT: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// The log fails, the changelog cannot be read, or there is neither a commit record nor an offset.
-pub fn standing(log: &dyn EventLog, application: &str, changelog: &TopicPartition) -> Result<Standing> {
+pub fn positions(log: &dyn EventLog, application: &str, changelog: &TopicPartition) -> Result<TaskPositions> {
     let commit_record = commit_record(log, application, changelog)?;
     let inputs = match &commit_record {
         Some(commit_record) => commit_record.inputs(),
@@ -62,7 +62,7 @@ pub fn standing(log: &dyn EventLog, application: &str, changelog: &TopicPartitio
     let committed = log
         .committed(application, &inputs)
         .map_err(|source| log_error(application, source))?;
-    let place = |input: &TopicPartition| Place {
+    let input = |input: &TopicPartition| InputPositions {
         topic: input.topic.to_string(),
         partition: input.partition,
         state: commit_record
@@ -70,9 +70,9 @@ pub fn standing(log: &dyn EventLog, application: &str, changelog: &TopicPartitio
             .and_then(|commit_record| commit_record.next_offset(input)),
         committed: committed.get(input).copied().flatten(),
     };
-    Ok(Standing {
+    Ok(TaskPositions {
         seq: commit_record.as_ref().map_or(0, |commit_record| commit_record.seq),
-        inputs: inputs.iter().map(place).collect(),
+        inputs: inputs.iter().map(input).collect(),
     })
 }
 
@@ -80,15 +80,15 @@ pub fn standing(log: &dyn EventLog, application: &str, changelog: &TopicPartitio
 /// the deleted records. The group must have no active member.
 ///
 /// # Errors
-/// As [`standing`] and [`accept`].
+/// As [`positions`] and [`accept`].
 pub fn skip(log: &dyn EventLog, application: &str, changelog: &TopicPartition) -> Result<CommitRecord> {
     let (mut inputs, mut moved) = (Vec::new(), Vec::new());
-    for place in standing(log, application, changelog)?.inputs {
-        let at = place.at();
+    for input in positions(log, application, changelog)?.inputs {
+        let at = input.at();
         let start = log
             .offset(&at, OffsetSpec::Earliest)
             .map_err(|source| log_error(application, source))?;
-        if place.state.or(place.committed).is_some_and(|next| next < start) {
+        if input.state.or(input.committed).is_some_and(|next| next < start) {
             moved.push((at.clone(), start));
         }
         inputs.push(at);
@@ -105,7 +105,7 @@ pub fn skip(log: &dyn EventLog, application: &str, changelog: &TopicPartition) -
 ///
 /// # Errors
 /// As [`accept`]; the changelog contains state.
-pub fn again(
+pub fn reset_to_earliest(
     log: &dyn EventLog,
     application: &str,
     changelog: &TopicPartition,
@@ -156,7 +156,7 @@ pub fn accept(
     let committed = log
         .committed(application, inputs)
         .map_err(|source| log_error(application, source))?;
-    let place = |input: &TopicPartition| {
+    let input = |input: &TopicPartition| {
         committed
             .get(input)
             .copied()
@@ -165,12 +165,12 @@ pub fn accept(
     };
     let offsets = inputs
         .iter()
-        .filter_map(|i| place(i).map(|next| (i.topic.to_string(), i.partition, next)));
+        .filter_map(|i| input(i).map(|next| (i.topic.to_string(), i.partition, next)));
     let after = CommitRecord {
         seq: before.seq + 1,
         offsets: offsets.collect(),
         stream_time: before.stream_time,
-        alone: false,
+        at_least_once: false,
     };
     let (mut value, mut batch) = (Vec::new(), OutBatch::default());
     after.write(&mut value);

@@ -49,15 +49,15 @@ pub struct Row {
     pub value: Vec<u8>,
 }
 
-/// Answer to a query: a consistent snapshot.
+/// Result of a query: a consistent snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct QueryResult {
     /// Rows in key order.
     pub rows: Vec<Row>,
     /// Whether there are more rows. To read them, query again from the last key.
     pub more: bool,
     /// Positions up to which the state includes the inputs: topic, partition, next offset.
-    pub place: Vec<(String, i32, Offset)>,
+    pub positions: Vec<(String, i32, Offset)>,
 }
 
 /// Selects the rows of a scan.
@@ -196,17 +196,17 @@ impl Handle {
     ///
     /// # Errors
     /// Any [`QueryError`].
-    pub fn get(&self, store: &str, partition: i32, key: &[u8]) -> Result<Answer, QueryError> {
+    pub fn get(&self, store: &str, partition: i32, key: &[u8]) -> Result<QueryResult, QueryError> {
         let snapshot = self.snapshot(store, partition)?;
         let value = snapshot.get(STATE, key)?.filter(|_| !key.starts_with(RESERVED));
         let rows = value.map(|value| Row {
             key: key.to_vec(),
             value,
         });
-        Ok(Answer {
+        Ok(QueryResult {
             rows: rows.into_iter().collect(),
             more: false,
-            place: positions(&*snapshot)?,
+            positions: positions(&*snapshot)?,
         })
     }
 
@@ -214,7 +214,7 @@ impl Handle {
     ///
     /// # Errors
     /// As [`Handle::get`].
-    pub fn scan(&self, store: &str, partition: i32, range: &Range) -> Result<Answer, QueryError> {
+    pub fn scan(&self, store: &str, partition: i32, range: &Range) -> Result<QueryResult, QueryError> {
         let snapshot = self.snapshot(store, partition)?;
         let limit = range.limit.min(SCAN_MAX);
         let from = range.after.as_ref().map_or_else(
@@ -245,10 +245,10 @@ impl Handle {
             });
             ControlFlow::Continue(())
         })?;
-        Ok(Answer {
+        Ok(QueryResult {
             rows,
             more,
-            place: positions(&*snapshot)?,
+            positions: positions(&*snapshot)?,
         })
     }
 

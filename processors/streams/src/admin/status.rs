@@ -12,7 +12,7 @@ const CAUSES_MAX: usize = 3;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cause {
     pub text: String,
-    pub next: &'static str,
+    pub fix: &'static str,
 }
 
 impl Cause {
@@ -20,7 +20,7 @@ impl Cause {
     pub(crate) fn transient(text: impl Into<String>) -> Self {
         Cause {
             text: text.into(),
-            next: "wait; `trunkline lag` shows the progress",
+            fix: "wait; `trunkline lag` shows the progress",
         }
     }
 
@@ -28,7 +28,7 @@ impl Cause {
     pub(crate) fn unavailable(text: impl Into<String>) -> Self {
         Cause {
             text: text.into(),
-            next: "trunkline doctor",
+            fix: "trunkline doctor",
         }
     }
 
@@ -36,7 +36,7 @@ impl Cause {
     pub(crate) fn operator(text: impl Into<String>) -> Self {
         Cause {
             text: text.into(),
-            next: "fix the named cause; the task retries automatically or after a restart",
+            fix: "fix the named cause; the task retries automatically or after a restart",
         }
     }
 }
@@ -107,7 +107,7 @@ impl Causes {
         if self.causes.len() > CAUSES_MAX {
             text.push_str(&format!("; and {} more", self.causes.len() - CAUSES_MAX));
         }
-        component.not_ready(text, first.next);
+        component.not_ready(text, first.fix);
     }
 }
 
@@ -130,7 +130,7 @@ mod tests {
         );
         status.set("task a/0", None);
         assert_eq!(
-            readiness.report().components[0].next_command.as_deref(),
+            readiness.report().components[0].fix.as_deref(),
             Some("trunkline doctor")
         );
         status.set("thread", None);

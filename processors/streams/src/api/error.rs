@@ -33,7 +33,7 @@ pub enum Error {
         /// Why.
         reason: String,
         /// How the runtime reacts to the error.
-        fate: ErrorAction,
+        action: ErrorAction,
     },
     /// The application cannot run on this log.
     #[error("application {name} cannot start: {reason}")]
@@ -78,7 +78,7 @@ impl Error {
     pub fn action(&self) -> ErrorAction {
         match self {
             Error::EventLog { source, .. } => source.action(),
-            Error::Processor { fate, .. } => *fate,
+            Error::Processor { action, .. } => *action,
             Error::Store(_) | Error::Application { .. } | Error::Fenced { .. } => ErrorAction::Stop,
             Error::Format { .. } | Error::Thread { .. } => ErrorAction::Stop,
         }

@@ -3,7 +3,11 @@
 use crate::recovery::verdict::Start;
 use crate::task::commit_record::CommitRecord;
 use event_log::{Millis, Offset};
+use service::backoff::Backoff;
 use std::time::Duration;
+
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// Committed offsets of a task's inputs, in the order of the inputs.
 pub(crate) type Offsets = Vec<Option<Offset>>;
@@ -40,15 +44,15 @@ pub(crate) struct Difference {
 }
 
 /// Progress of a task's recovery.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Recovery {
     pub step: Step,
     /// Difference found by the first comparison.
     pub difference: Option<Difference>,
     /// Quarantines in this recovery.
     pub quarantines: u32,
-    /// Failed attempts in a row.
-    pub attempts: u32,
+    /// Delays after failed attempts in a row.
+    pub backoff: Backoff,
     /// No attempt before this time, on the monotonic clock.
     pub not_before: Duration,
     /// Since when the offsets have been part of an undecided transaction.
@@ -59,6 +63,23 @@ pub(crate) struct Recovery {
     pub restored: u64,
     /// Why the recovery waits.
     pub waits_for: Option<String>,
+}
+
+impl Default for Recovery {
+    fn default() -> Self {
+        Recovery {
+            step: Step::Open,
+            difference: None,
+            quarantines: 0,
+            // A fixed seed, so that a simulation depends on its own seed only.
+            backoff: Backoff::seeded(BACKOFF_MIN, BACKOFF_MAX, 0),
+            not_before: Duration::ZERO,
+            undecided_since: None,
+            offsets_ignored: false,
+            restored: 0,
+            waits_for: None,
+        }
+    }
 }
 
 impl Recovery {

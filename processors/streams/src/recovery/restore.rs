@@ -223,7 +223,7 @@ impl Restorer {
                     });
                     continue;
                 }
-                hit("runtime.restore.batch");
+                hit("streams.restore.batch");
             }
             let left = range.end.saturating_sub(position).max(0);
             shared.metrics.restore_left(&task.id, left);

@@ -281,7 +281,7 @@ impl Standbys {
             let origin = sub.origin(task.partition);
             checkpoint::put_checkpoint(&mut batch, &origin.checkpoint(read.position, read.as_of));
             store.disk().commit(batch).map_err(|error| chain(&error))?;
-            hit("runtime.standby.batch");
+            hit("streams.standby.batch");
             store.as_of = read.as_of;
             store.commit_record = commit_record;
             store.next = Some(read.position);

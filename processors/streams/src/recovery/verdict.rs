@@ -118,7 +118,7 @@ mod tests {
                 .map(|(topic, offset)| ((*topic).to_owned(), 0, *offset))
                 .collect(),
             stream_time: 0,
-            alone: false,
+            at_least_once: false,
         });
         match decide(&inputs, offsets, commit_record.as_ref(), transactional) {
             Verdict::Start { starts, warning } => {

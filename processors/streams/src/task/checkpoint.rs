@@ -173,7 +173,7 @@ mod tests {
             seq: 1,
             offsets: vec![],
             stream_time: 0,
-            alone: false,
+            at_least_once: false,
         };
         let mut value = Vec::new();
         commit_record.write(&mut value);

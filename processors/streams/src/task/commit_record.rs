@@ -24,7 +24,7 @@ pub struct CommitRecord {
     /// Whether the record was written outside a transaction. The committed offsets may then be behind it, but not ahead
     /// of it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub alone: bool,
+    pub at_least_once: bool,
 }
 
 impl CommitRecord {
@@ -95,7 +95,7 @@ mod tests {
             seq: 7,
             offsets: vec![("change.shop".to_owned(), 0, 1234)],
             stream_time: 99,
-            alone: false,
+            at_least_once: false,
         };
         let mut bytes = Vec::new();
         commit_record.write(&mut bytes);
@@ -112,14 +112,14 @@ mod tests {
     #[test]
     fn non_transactional_commit_record_is_flagged() {
         let commit_record = CommitRecord {
-            alone: true,
+            at_least_once: true,
             ..CommitRecord::default()
         };
         let mut bytes = Vec::new();
         commit_record.write(&mut bytes);
         assert_eq!(
             bytes,
-            b"\x01{\"seq\":0,\"offsets\":[],\"stream_time\":0,\"alone\":true}"
+            b"\x01{\"seq\":0,\"offsets\":[],\"stream_time\":0,\"at_least_once\":true}"
         );
         assert_eq!(CommitRecord::read(&bytes).unwrap(), commit_record);
     }

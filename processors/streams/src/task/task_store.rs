@@ -34,7 +34,7 @@ impl TaskStore {
         self.state.committed.write_into(&mut batch, STATE);
         self.put_meta(&mut batch, origin, next);
         self.disk().commit(batch)?;
-        hit("runtime.flush");
+        hit("streams.flush");
         self.state.committed.mark_flushed();
         Ok(())
     }

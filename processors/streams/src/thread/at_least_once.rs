@@ -21,7 +21,7 @@ impl Committer {
         membership: &mut Membership,
     ) -> Result<(), Interrupt> {
         let began = self.shared.clock.elapsed();
-        hit("runtime.commit.begin");
+        hit("streams.commit.begin");
         if !membership.has_metadata() {
             return Err(Abort::Failed("not a member of the group".to_owned()).into());
         }
@@ -29,7 +29,7 @@ impl Committer {
             self.prepare_commit(task)?;
         }
         self.flush()?;
-        hit("runtime.alone.outputs");
+        hit("streams.at_least_once.outputs");
         check_membership(tasks, membership)?;
         for task in tasks.iter() {
             self.out.clear();
@@ -39,19 +39,19 @@ impl Committer {
             }
         }
         self.flush()?;
-        hit("runtime.alone.rows");
+        hit("streams.at_least_once.rows");
         for task in tasks.iter_mut() {
             self.out.clear();
             task.push_commit_record(&mut self.out, &mut self.scratch, false);
             self.send_out(task)?;
         }
         let produced = self.flush()?;
-        hit("runtime.commit.sent");
+        hit("streams.commit.sent");
         self.collect_offsets(tasks);
         self.measure(tasks);
         self.apply(tasks, &produced)?;
         membership.commit_offsets(&self.offsets)?;
-        hit("runtime.commit.committed");
+        hit("streams.commit.committed");
         self.producer.mark_committed();
         self.note_commit(tasks, began);
         Ok(())

@@ -149,19 +149,19 @@ impl Committer {
 
     fn commit_exactly_once(&mut self, tasks: &mut [&mut Task], membership: &mut Membership) -> Result<(), Interrupt> {
         let began = self.shared.clock.elapsed();
-        hit("runtime.commit.begin");
+        hit("streams.commit.begin");
         for task in tasks.iter_mut() {
             self.prepare_commit(task)?;
             self.send_changelog(task)?;
         }
-        hit("runtime.commit.sent");
+        hit("streams.commit.sent");
         self.collect_offsets(tasks);
         let Some(metadata) = membership.current_metadata()? else {
             return Err(Abort::Failed("not a member of the group".to_owned()).into());
         };
         match self.producer.commit(metadata, &self.offsets) {
             Outcome::Committed(produced) => {
-                hit("runtime.commit.committed");
+                hit("streams.commit.committed");
                 self.measure(tasks);
                 self.apply(tasks, &produced)?;
                 self.note_commit(tasks, began);
@@ -241,7 +241,7 @@ impl Committer {
             })?;
             let dead_letters = task.committed(end, self.shared.clock.elapsed());
             self.shared.metrics.flow.dead_letters.increment(dead_letters);
-            hit("runtime.commit.applied");
+            hit("streams.commit.applied");
         }
         Ok(())
     }

@@ -13,7 +13,9 @@ use event_log::{
     TransactionalProducerConfig,
 };
 use failpoint::hit;
+use service::backoff::Backoff;
 use service::chain;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -35,7 +37,8 @@ pub(super) struct ThreadProducer {
     transactional: Option<Box<dyn TransactionalProducer>>,
     plain: Option<Box<dyn Producer>>,
     state: ProducerState,
-    failures: u32,
+    /// Delays after failures since the last commit.
+    backoff: Backoff,
     not_before: Duration,
     /// Why the producer is not ready.
     waits_for: Option<String>,
@@ -45,12 +48,16 @@ pub(super) struct ThreadProducer {
 
 impl ThreadProducer {
     pub(super) fn new(name: String) -> Self {
+        // Seeded by the name: threads that failed together do not retry together, and a simulation depends on its seed only.
+        let mut seed = DefaultHasher::new();
+        name.hash(&mut seed);
+        let backoff = Backoff::seeded(BACKOFF_MIN, BACKOFF_MAX, seed.finish());
         ThreadProducer {
             name,
             transactional: None,
             plain: None,
             state: ProducerState::NotReady,
-            failures: 0,
+            backoff,
             not_before: Duration::ZERO,
             waits_for: None,
             bytes: 0,
@@ -86,7 +93,7 @@ impl ThreadProducer {
         if shared.clock.elapsed() < self.not_before {
             return Ok(false);
         }
-        hit("runtime.session.init_transactions");
+        hit("streams.producer.init_transactions");
         match self.initialize(shared) {
             Ok(()) => {
                 self.state = ProducerState::Idle;
@@ -180,23 +187,20 @@ impl ThreadProducer {
     /// Records that everything that was sent is committed.
     pub(super) fn mark_committed(&mut self) {
         self.state = ProducerState::Idle;
-        self.failures = 0;
+        self.backoff.reset();
     }
 
     /// Abandons the open transaction. The producer is replaced before anything else is written (C5).
     pub(super) fn discard(&mut self, now: Duration) {
         self.state = ProducerState::NotReady;
         self.plain = None;
-        if self.failures == 0 {
-            self.failures = 1;
-            self.not_before = now;
-        } else {
-            self.back_off(now);
-        }
+        let is_first = self.backoff.attempts() == 0;
+        let delay = self.backoff.next_delay();
+        // A single abort needs no pause.
+        self.not_before = if is_first { now } else { now + delay };
     }
 
     fn back_off(&mut self, now: Duration) {
-        self.failures = self.failures.saturating_add(1);
-        self.not_before = now + BACKOFF_MIN.saturating_mul(1 << self.failures.min(10)).min(BACKOFF_MAX);
+        self.not_before = now + self.backoff.next_delay();
     }
 }

@@ -25,7 +25,7 @@ pub(super) struct Rebalance<'t> {
 impl Rebalance<'_> {
     /// Notes an assignment, and returns whether a live task has some of these partitions although they were not revoked.
     pub(super) fn was_not_revoked(&mut self, partitions: &[TopicPartition]) -> Result<bool> {
-        hit("runtime.assigned");
+        hit("streams.assigned");
         tracing::info!(
             thread = self.thread,
             partitions = partitions.len(),
@@ -58,7 +58,7 @@ impl Rebalance<'_> {
 
     /// Drops the tasks of lost partitions, and the group metadata under which they were read.
     pub(super) fn lose(&mut self, partitions: &[TopicPartition]) {
-        hit("runtime.lost");
+        hit("streams.lost");
         tracing::warn!(thread = self.thread, partitions = partitions.len(), "partitions lost");
         self.drop_tasks(partitions);
         self.membership.lose();

@@ -105,7 +105,7 @@ impl StreamThread {
         }
         let disk = task.store_mut().disk().clone();
         self.shared.serving().insert(task.id.clone(), disk);
-        hit("runtime.recovery.start");
+        hit("streams.recovery.start");
         self.run_task(index)?;
         let task = self.tasks.at(index);
         if task.is_running() {

@@ -247,7 +247,7 @@ impl StreamThread {
 
     /// Partitions are about to be given up: a commit is still possible.
     fn revoked(&mut self, partitions: &[TopicPartition]) -> Result<(), Interrupt> {
-        hit("runtime.revoked");
+        hit("streams.revoked");
         tracing::info!(thread = self.name, partitions = partitions.len(), "partitions revoked");
         self.try_commit()?;
         self.rebalance().revoke(partitions)?;

@@ -58,19 +58,19 @@ impl Registry for Fake {
     fn set_level(&self, _: Option<&str>, _: Level) -> Result<()> {
         Ok(())
     }
-    fn describe_self(&self) -> String {
+    fn description(&self) -> String {
         "fake".to_owned()
     }
 }
 
-fn ask_from_eight_threads(catalog: &Catalog, id: u32) -> Vec<Result<Arc<Schema>>> {
+fn fetch_from_eight_threads(catalog: &Catalog, id: u32) -> Vec<Result<Arc<Schema>>> {
     let start = std::sync::Barrier::new(8);
     std::thread::scope(|scope| {
-        let ask = || {
+        let fetch = || {
             start.wait();
             catalog.schema(SchemaId(id))
         };
-        let threads: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(fetch)).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }
@@ -79,7 +79,7 @@ fn ask_from_eight_threads(catalog: &Catalog, id: u32) -> Vec<Result<Arc<Schema>>
 fn schema_is_fetched_once() {
     let fake = Arc::new(Fake::default());
     let catalog = Catalog::new(fake.clone());
-    let found = ask_from_eight_threads(&catalog, 1);
+    let found = fetch_from_eight_threads(&catalog, 1);
     assert!(found.iter().all(|schema| schema.as_ref().unwrap().text() == "\"long\""));
     fake.gone.store(true, Ordering::SeqCst);
     assert_eq!(&*catalog.by_id(SchemaId(1)).unwrap(), "\"long\"");
@@ -90,7 +90,7 @@ fn schema_is_fetched_once() {
 fn missing_schema_is_cached_for_a_while() {
     let fake = Arc::new(Fake::default());
     let catalog = Catalog::new(fake.clone());
-    let found = ask_from_eight_threads(&catalog, 9);
+    let found = fetch_from_eight_threads(&catalog, 9);
     assert!(
         found
             .iter()

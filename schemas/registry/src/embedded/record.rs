@@ -154,7 +154,7 @@ impl Record {
                     magic: 0,
                 }),
                 json(&ConfigValue {
-                    level: level.unwrap_or_default().word().to_owned(),
+                    level: level.unwrap_or_default().name().to_owned(),
                 }),
             ),
         }

@@ -13,7 +13,7 @@ pub struct Config {
     /// Timeout of one attempt. Default: 5 s.
     pub timeout: Duration,
     /// Maximum number of attempts if the registry is unreachable or responds with 429 or 5xx. Default: 4, with pauses
-    /// of 0.1, 0.2 and 0.4 s.
+    /// of up to 0.1, 0.2 and 0.4 s.
     pub attempts: u32,
 }
 

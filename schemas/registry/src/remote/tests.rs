@@ -107,7 +107,7 @@ fn rejection_is_not_retried() {
         Error::Unauthorized { .. }
     ));
     assert_eq!(calls.load(Ordering::SeqCst), 2);
-    assert!(!format!("{error} {error:?} {config:?} {}", remote.describe_self()).contains("secret"));
+    assert!(!format!("{error} {error:?} {config:?} {}", remote.description()).contains("secret"));
 }
 
 #[test]

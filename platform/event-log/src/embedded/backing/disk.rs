@@ -111,20 +111,20 @@ fn remove_unfinished_creation(dir: &Path) -> io::Result<()> {
 
 /// Repairs the journals while no other process has opened the directory.
 fn prepare(dir: &Path) -> Result<Option<Cut>> {
-    let refused = |source: io::Error| io_refused(dir, &source);
-    std::fs::create_dir_all(dir).map_err(refused)?;
+    let rejected = |source: io::Error| io_refused(dir, &source);
+    std::fs::create_dir_all(dir).map_err(rejected)?;
     // This is the lock file of fjall, which locks it again when it opens the directory.
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).read(true).write(true);
-    let lock = options.open(dir.join("lock")).map_err(refused)?;
+    let lock = options.open(dir.join("lock")).map_err(rejected)?;
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(locked(dir)),
-        Err(TryLockError::Error(source)) => return Err(refused(source)),
+        Err(TryLockError::Error(source)) => return Err(rejected(source)),
     }
-    remove_unfinished_creation(dir).map_err(refused)?;
+    remove_unfinished_creation(dir).map_err(rejected)?;
     let cut = journal::repair(dir);
-    lock.unlock().map_err(refused)?;
+    lock.unlock().map_err(rejected)?;
     cut
 }
 
@@ -132,7 +132,7 @@ impl DiskBacking {
     /// Opens or creates the directory. Cuts damaged ends of journals.
     ///
     /// # Errors
-    /// [`Error::Refused`] if another process has opened it or files cannot be written; [`Error::Corrupt`] if files are
+    /// [`Error::Rejected`] if another process has opened it or files cannot be written; [`Error::Corrupt`] if files are
     /// damaged that cannot be cut.
     pub fn open(dir: &Path, config: &Config) -> Result<Self> {
         let cut = prepare(dir)?;

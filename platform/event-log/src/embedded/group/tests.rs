@@ -33,7 +33,7 @@ fn single_member_gets_all_partitions() {
         group
             .check_commit(1, group.generation_of(1))
             .err()
-            .map(|refusal| refusal.reason),
+            .map(|rejection| rejection.reason),
         Some("the group metadata has generation -1, but the current generation is 1".into())
     );
     assert_eq!(event(&mut group, 1, 0), Some(Event::Assigned(of(0..3))));

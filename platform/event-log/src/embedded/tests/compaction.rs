@@ -464,8 +464,8 @@ fn record_without_key_is_rejected_or_removed() {
     hand.put(&at, &["a=1"]);
     let compact = [("cleanup.policy".to_owned(), "compact".to_owned())];
     hand.log.alter_topic("t", &compact).expect("alter");
-    let refused = hand.append(&at, "no key");
-    assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+    let rejected = hand.append(&at, "no key");
+    assert!(matches!(rejected, Err(Error::Rejected { .. })), "{rejected:?}");
     let mut producer = hand.transactional_producer(9_000);
     producer.begin().expect("begin");
     assert!(producer.send(&batch(&at, "no key")).is_err());

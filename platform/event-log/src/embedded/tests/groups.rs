@@ -146,9 +146,9 @@ fn committed_waits_for_expiry() {
     hand.log.set_committed("g", &[(at.clone(), 3)]).expect("set");
     hand.advance(7 * DAY);
     let (answered, answers) = channel();
-    let (broker, asked) = (hand.log.broker.clone(), at.clone());
+    let (broker, requested) = (hand.log.broker.clone(), at.clone());
     hand.store.once(Moment::BeforeCommit, move || {
-        let answer = broker.committed("g", std::slice::from_ref(&asked));
+        let answer = broker.committed("g", std::slice::from_ref(&requested));
         answered.send(answer).expect("the test listens");
     });
     clean(&hand);
@@ -241,8 +241,8 @@ fn unknown_outcome_rejects_further_writes() {
     let at = hand.topic(&[]);
     hand.store.inner.lose_next_result(1);
     assert!(hand.append(&at, "a").is_err());
-    let refused = hand.append(&at, "b").expect_err("the outcome is unknown");
-    assert!(refused.to_string().contains("open the log again"), "{refused}");
+    let rejected = hand.append(&at, "b").expect_err("the outcome is unknown");
+    assert!(rejected.to_string().contains("open the log again"), "{rejected}");
     hand.reopen_log();
     assert_eq!(hand.range(&at), [0, 1, 1], "the first was written");
     hand.append(&at, "c").expect("append");

@@ -29,7 +29,7 @@ impl Random {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum TransactionState {
     Open(usize),
     Committed,
     Aborted,
@@ -39,7 +39,7 @@ enum Fate {
 struct Written {
     text: (String, String),
     timestamp: Millis,
-    fate: Fate,
+    state: TransactionState,
     /// The first cleaning pass that may have visited the record, and the first one that certainly has.
     reached: (Option<Millis>, Option<Millis>),
     /// Number of stored batches after the record and the end of its transaction were written.
@@ -111,7 +111,7 @@ impl Run {
         })
         .expect("open again");
         for producer in 0..2 {
-            self.decide(producer, Fate::Aborted);
+            self.decide(producer, TransactionState::Aborted);
             let config = TransactionalProducerConfig {
                 transactional_id: format!("s{producer}"),
                 transaction_timeout: Duration::from_secs(600),
@@ -139,7 +139,7 @@ impl Run {
         self.written.retain(|_, record| record.since.0 <= kept);
         for record in self.written.values_mut() {
             if record.since.1 > kept {
-                record.fate = Fate::Aborted;
+                record.state = TransactionState::Aborted;
             }
             record.reached.1 = None;
         }
@@ -156,11 +156,15 @@ impl Run {
         );
     }
 
-    fn decide(&mut self, producer: usize, fate: Fate) {
+    fn decide(&mut self, producer: usize, state: TransactionState) {
         self.open[producer] = false;
         let now = self.hand.store.inner.written();
-        for written in self.written.values_mut().filter(|w| w.fate == Fate::Open(producer)) {
-            (written.fate, written.since.1) = (fate, now);
+        for written in self
+            .written
+            .values_mut()
+            .filter(|w| w.state == TransactionState::Open(producer))
+        {
+            (written.state, written.since.1) = (state, now);
         }
     }
 
@@ -168,11 +172,11 @@ impl Run {
     fn init_transactions(&mut self, n: usize) {
         let producer = self.producers[n].as_mut().expect("it is open");
         if (0..20).any(|_| producer.init_transactions().is_ok()) {
-            return self.decide(n, Fate::Aborted);
+            return self.decide(n, TransactionState::Aborted);
         }
         self.hand.store.repair();
         producer.init_transactions().expect("init_transactions");
-        self.decide(n, Fate::Aborted);
+        self.decide(n, TransactionState::Aborted);
         self.spoil();
     }
 
@@ -192,7 +196,7 @@ impl Run {
         let first = match producer {
             None => match self.hand.log.append(&batch) {
                 Ok(produced) => produced[0].first_offset,
-                Err(error) => return self.check_refused(&error),
+                Err(error) => return self.check_rejected(&error),
             },
             Some(n) => {
                 let producer = self.producers[n].as_mut().expect("it is open");
@@ -201,7 +205,7 @@ impl Run {
                     self.open[n] = true;
                 }
                 if let Err(error) = producer.send(&batch) {
-                    self.check_refused(&error);
+                    self.check_rejected(&error);
                     return self.init_transactions(n);
                 }
                 self.hand.range(&self.at)[2] - Offset::try_from(texts.len()).expect("small")
@@ -213,7 +217,7 @@ impl Run {
             let written = Written {
                 text: (key.to_owned(), value.to_owned()),
                 timestamp: self.hand.log.broker.now(),
-                fate: producer.map_or(Fate::Committed, Fate::Open),
+                state: producer.map_or(TransactionState::Committed, TransactionState::Open),
                 reached: (None, None),
                 since: (self.hand.store.inner.written(), 0),
             };
@@ -221,7 +225,7 @@ impl Run {
         }
     }
 
-    fn check_refused(&self, error: &Error) {
+    fn check_rejected(&self, error: &Error) {
         let fine = self.wrong > 0 && matches!(error, Error::Storage { .. });
         assert!(fine, "seed {}: {error}", self.seed);
     }
@@ -233,9 +237,9 @@ impl Run {
         let producer = self.producers[n].as_mut().expect("it is open");
         if self.random.below(3) == 0 {
             match producer.abort() {
-                Ok(()) => self.decide(n, Fate::Aborted),
+                Ok(()) => self.decide(n, TransactionState::Aborted),
                 Err(error) => {
-                    self.check_refused(&error);
+                    self.check_rejected(&error);
                     self.init_transactions(n);
                 }
             }
@@ -246,7 +250,7 @@ impl Run {
         let (_, member) = self.member.as_ref().expect("it has joined");
         match producer.commit(Some((member, &[(self.at.clone(), offset)]))) {
             Outcome::Committed(_) => {
-                self.decide(n, Fate::Committed);
+                self.decide(n, TransactionState::Committed);
                 self.offsets.push((self.hand.store.inner.written(), offset));
             }
             outcome => {
@@ -293,7 +297,10 @@ impl Run {
 
     /// Returns the newest committed record of each key below an offset.
     fn newest(&self, below: Offset) -> BTreeMap<&str, Offset> {
-        let committed = self.written.range(..below).filter(|(_, w)| w.fate == Fate::Committed);
+        let committed = self
+            .written
+            .range(..below)
+            .filter(|(_, w)| w.state == TransactionState::Committed);
         committed.map(|(offset, w)| (w.text.0.as_str(), *offset)).collect()
     }
 
@@ -351,9 +358,9 @@ impl Run {
             match there.get(offset) {
                 Some(text) => {
                     assert_eq!(text, &written.text, "{place}");
-                    assert_eq!(written.fate, Fate::Committed, "{place}");
+                    assert_eq!(written.state, TransactionState::Committed, "{place}");
                 }
-                None if written.fate == Fate::Committed => {
+                None if written.state == TransactionState::Committed => {
                     let shadowed = shadows.get(key.as_str()).is_some_and(|newest| newest > offset);
                     let reached = written.reached.0;
                     let over = value == "-" && reached.is_some_and(|reached| reached + RETENTION_MS <= now);
@@ -430,7 +437,12 @@ impl Slow {
                 let (offset, key, value) = seen(&record);
                 let written = &run.written[&offset];
                 assert!(offset >= self.next, "seed {}: {offset} was read twice", run.seed);
-                assert_eq!(written.fate, Fate::Committed, "seed {}: {offset}", run.seed);
+                assert_eq!(
+                    written.state,
+                    TransactionState::Committed,
+                    "seed {}: {offset}",
+                    run.seed
+                );
                 assert_eq!(written.text, (key.clone(), value.clone()), "seed {}", run.seed);
                 self.latest.insert(key, (offset, value));
             }
@@ -501,13 +513,13 @@ const SEEDS: &str = "TRUNKLINE_TEST_LOG_SEEDS";
 #[test]
 fn random_runs_over_failing_store_match_model() {
     #[expect(clippy::disallowed_methods, reason = "the seeds are configurable")]
-    let told = std::env::var(SEEDS).ok();
-    let told = told.map(|told| {
-        let (first, end) = told.split_once("..").unwrap_or((&told, ""));
+    let seeds = std::env::var(SEEDS).ok();
+    let seeds = seeds.map(|seeds| {
+        let (first, end) = seeds.split_once("..").unwrap_or((&seeds, ""));
         let first: u64 = first.parse().expect("a seed");
         first..end.parse().unwrap_or(first + 1)
     });
-    for seed in told.unwrap_or(1..2_001) {
+    for seed in seeds.unwrap_or(1..2_001) {
         // Some runs fail rarely, some often.
         let done = std::panic::catch_unwind(|| run(seed, [5, 30, 150][usize::try_from(seed % 3).expect("small")]));
         if let Err(failed) = done {

@@ -81,7 +81,7 @@ impl Admin<'_> {
     ///
     /// # Safety
     /// As for `send`; `read` expects the result type of that call and copies what it returns.
-    unsafe fn ask<T>(
+    unsafe fn call<T>(
         &self,
         api: Api,
         send: impl FnOnce(*mut c::rd_kafka_t, Options, *mut c::rd_kafka_queue_t) -> Result<(), ClientError>,
@@ -100,7 +100,7 @@ impl Admin<'_> {
     /// without a pause after each refused connection, which uses a whole core (2.12.1: `rd_kafka_broker_get_async`
     /// requests a connection at every state change).
     fn await_brokers(&self) -> Result<(), ClientError> {
-        if self.handle.reach().silence(Duration::ZERO).is_none() {
+        if self.handle.connectivity().silence(Duration::ZERO).is_none() {
             return Ok(());
         }
         self.await_any_broker()
@@ -160,7 +160,7 @@ impl Admin<'_> {
                 c::rd_kafka_CreateTopics(rk, new_topics.0.as_mut_ptr(), new_topics.0.len(), options, queue);
                 Ok(())
             };
-            self.ask(Api::RD_KAFKA_ADMIN_OP_CREATETOPICS, send, |answer| {
+            self.call(Api::RD_KAFKA_ADMIN_OP_CREATETOPICS, send, |answer| {
                 let mut count = 0;
                 let result = c::rd_kafka_event_CreateTopics_result(answer);
                 topic_results(c::rd_kafka_CreateTopics_result_topics(result, &mut count), count)
@@ -181,7 +181,7 @@ impl Admin<'_> {
                 c::rd_kafka_DeleteTopics(rk, &mut request.raw, 1, options, queue);
                 Ok(())
             };
-            self.ask(Api::RD_KAFKA_ADMIN_OP_DELETETOPICS, send, |answer| {
+            self.call(Api::RD_KAFKA_ADMIN_OP_DELETETOPICS, send, |answer| {
                 let mut count = 0;
                 let result = c::rd_kafka_event_DeleteTopics_result(answer);
                 topic_results(c::rd_kafka_DeleteTopics_result_topics(result, &mut count), count)
@@ -204,7 +204,7 @@ impl Admin<'_> {
                 c::rd_kafka_DescribeTopics(rk, collection.raw, options, queue);
                 Ok(())
             };
-            self.ask(Api::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, send, |answer| {
+            self.call(Api::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, send, |answer| {
                 let mut count = 0;
                 let result = c::rd_kafka_event_DescribeTopics_result(answer);
                 let all = array(c::rd_kafka_DescribeTopics_result_topics(result, &mut count), count);
@@ -226,7 +226,7 @@ impl Admin<'_> {
                 c::rd_kafka_DescribeConfigs(rk, &mut resource.raw, 1, options, queue);
                 Ok(())
             };
-            self.ask(Api::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS, send, |answer| {
+            self.call(Api::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS, send, |answer| {
                 let mut count = 0;
                 let result = c::rd_kafka_event_DescribeConfigs_result(answer);
                 let all = array(c::rd_kafka_DescribeConfigs_result_resources(result, &mut count), count);
@@ -265,7 +265,7 @@ impl Admin<'_> {
                 c::rd_kafka_IncrementalAlterConfigs(rk, &mut resource.raw, 1, options, queue);
                 Ok(())
             };
-            self.ask(Api::RD_KAFKA_ADMIN_OP_INCREMENTALALTERCONFIGS, send, |answer| {
+            self.call(Api::RD_KAFKA_ADMIN_OP_INCREMENTALALTERCONFIGS, send, |answer| {
                 let mut count = 0;
                 let result = c::rd_kafka_event_IncrementalAlterConfigs_result(answer);
                 let all = array(
@@ -280,15 +280,15 @@ impl Admin<'_> {
     /// Looks up offsets. Each entry's offset is −2 for the earliest, −1 for the log end, or a timestamp in ms.
     pub fn offsets(&self, wanted: &List, isolation: Isolation) -> Result<Vec<Entry>, ClientError> {
         self.await_brokers()?;
-        let asked = self.request_offsets(wanted, isolation)?;
-        asked
+        let requested = self.request_offsets(wanted, isolation)?;
+        requested
             .answer(self.wait)
             .unwrap_or_else(|| Err(ClientError::new(Code::RD_KAFKA_RESP_ERR__TIMED_OUT)))
     }
 
     /// Sends the request of [`Admin::offsets`] without waiting. Fails immediately if no broker answers.
     pub fn request_offsets(&self, wanted: &List, isolation: Isolation) -> Result<PendingOffsets, ClientError> {
-        if self.handle.reach().silence(Duration::ZERO).is_some() {
+        if self.handle.connectivity().silence(Duration::ZERO).is_some() {
             return Err(ClientError::new(Code::RD_KAFKA_RESP_ERR__TRANSPORT));
         }
         use c::rd_kafka_IsolationLevel_t as Level;
@@ -316,7 +316,7 @@ impl Admin<'_> {
                 c::rd_kafka_ListConsumerGroups(rk, options, queue);
                 Ok(())
             };
-            self.ask(Api::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPS, send, |answer| {
+            self.call(Api::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPS, send, |answer| {
                 let (mut count, mut failed) = (0, 0);
                 let result = c::rd_kafka_event_ListConsumerGroups_result(answer);
                 let errors = array(
@@ -343,7 +343,7 @@ impl Admin<'_> {
                 c::rd_kafka_DescribeConsumerGroups(rk, names.as_mut_ptr(), names.len(), options, queue);
                 Ok(())
             };
-            self.ask(Api::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS, send, |answer| {
+            self.call(Api::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS, send, |answer| {
                 let mut count = 0;
                 let result = c::rd_kafka_event_DescribeConsumerGroups_result(answer);
                 let all = array(
@@ -386,7 +386,7 @@ impl Admin<'_> {
                 c::rd_kafka_ListConsumerGroupOffsets(rk, &mut request.raw, 1, options, queue);
                 Ok(())
             };
-            self.ask(Api::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS, send, |answer| {
+            self.call(Api::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS, send, |answer| {
                 let mut count = 0;
                 let result = c::rd_kafka_event_ListConsumerGroupOffsets_result(answer);
                 group_results(
@@ -410,7 +410,7 @@ impl Admin<'_> {
                 c::rd_kafka_AlterConsumerGroupOffsets(rk, &mut request.raw, 1, options, queue);
                 Ok(())
             };
-            self.ask(Api::RD_KAFKA_ADMIN_OP_ALTERCONSUMERGROUPOFFSETS, send, |answer| {
+            self.call(Api::RD_KAFKA_ADMIN_OP_ALTERCONSUMERGROUPOFFSETS, send, |answer| {
                 let mut count = 0;
                 let result = c::rd_kafka_event_AlterConsumerGroupOffsets_result(answer);
                 group_results(

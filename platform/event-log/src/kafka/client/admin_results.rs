@@ -63,8 +63,8 @@ pub unsafe fn topic_results(first: *mut *const c::rd_kafka_topic_result_t, count
             // SAFETY: as above; strings are copied.
             unsafe {
                 let code = c::rd_kafka_topic_result_error(*result);
-                let said = text(c::rd_kafka_topic_result_error_string(*result));
-                let went = ClientError::check(code).map_err(|fault| fault.with_text(said));
+                let reason = text(c::rd_kafka_topic_result_error_string(*result));
+                let went = ClientError::check(code).map_err(|error| error.with_text(reason));
                 (text(c::rd_kafka_topic_result_name(*result)), went)
             }
         })
@@ -98,8 +98,8 @@ pub unsafe fn group_results(
 pub unsafe fn resource_error(resource: *const c::rd_kafka_ConfigResource_t) -> Result<(), ClientError> {
     // SAFETY: the caller guarantees a valid resource; its text is copied.
     unsafe {
-        let said = text(c::rd_kafka_ConfigResource_error_string(resource));
-        ClientError::check(c::rd_kafka_ConfigResource_error(resource)).map_err(|fault| fault.with_text(said))
+        let reason = text(c::rd_kafka_ConfigResource_error_string(resource));
+        ClientError::check(c::rd_kafka_ConfigResource_error(resource)).map_err(|error| error.with_text(reason))
     }
 }
 

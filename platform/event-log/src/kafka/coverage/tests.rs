@@ -18,18 +18,18 @@ fn coverage(topics: &[(&str, usize)], protocol: GroupProtocol) -> Coverage {
     )
 }
 
-fn partitions(held: &[(&str, i32)]) -> Vec<TopicPartition> {
-    let each = held.iter();
+fn partitions(assigned: &[(&str, i32)]) -> Vec<TopicPartition> {
+    let each = assigned.iter();
     each.map(|(topic, partition)| TopicPartition::new(*topic, *partition))
         .collect()
 }
 
 /// A group of members by instance name and partitions.
 fn group(state: &str, members: &[(&str, &[(&str, i32)])]) -> GroupInfo {
-    let member = |(instance, held): &(&str, &[(&str, i32)])| MemberInfo {
+    let member = |(instance, assigned): &(&str, &[(&str, i32)])| MemberInfo {
         name: (*instance).to_owned(),
         instance: Some((*instance).to_owned()),
-        partitions: partitions(held),
+        partitions: partitions(assigned),
     };
     GroupInfo {
         group: "g".to_owned(),
@@ -42,8 +42,8 @@ fn group(state: &str, members: &[(&str, &[(&str, i32)])]) -> GroupInfo {
 /// Result for `node-2`, which subscribes to topics `a` and `b` with two partitions each, in a stable group.
 fn found(members: &[(&str, &[(&str, i32)])]) -> (Vec<Arc<str>>, bool) {
     let own = members.iter().find(|(instance, _)| *instance == MEMBER);
-    let held = own.map_or_else(Vec::new, |(_, held)| partitions(held));
-    match coverage(&[("a", 2), ("b", 2)], GroupProtocol::Classic).judge(&group("Stable", members), &held) {
+    let assigned = own.map_or_else(Vec::new, |(_, assigned)| partitions(assigned));
+    match coverage(&[("a", 2), ("b", 2)], GroupProtocol::Classic).judge(&group("Stable", members), &assigned) {
         Verdict::Decided { uncovered, stale } => (uncovered, stale),
         Verdict::Undecided => panic!("undecided"),
     }
@@ -92,28 +92,28 @@ fn share_of_another_member_is_stale() {
 #[test]
 fn description_of_other_assignment_is_undecided() {
     let coverage = coverage(&[("a", 2)], GroupProtocol::Classic);
-    let held = partitions(&[("a", 0), ("a", 1)]);
+    let assigned = partitions(&[("a", 0), ("a", 1)]);
     for undecided in [
         group("PreparingRebalance", &[(MEMBER, &[("a", 0), ("a", 1)])]),
         group("Stable", &[(MEMBER, &[("a", 0)])]),
         group("Stable", &[("node-1", &[("a", 0), ("a", 1)])]),
     ] {
-        assert_eq!(coverage.judge(&undecided, &held), Verdict::Undecided);
+        assert_eq!(coverage.judge(&undecided, &assigned), Verdict::Undecided);
     }
 }
 
 #[test]
 fn forced_rebalances_are_limited() {
     let mut coverage = coverage(&[("a", 1), ("b", 1)], GroupProtocol::Classic);
-    let held = partitions(&[("a", 0)]);
+    let assigned = partitions(&[("a", 0)]);
     let stale = || Verdict::Decided {
         uncovered: vec!["b".into()],
         stale: true,
     };
-    assert_eq!(coverage.unassigned(&held), ["b".into()]);
+    assert_eq!(coverage.unassigned(&assigned), ["b".into()]);
     let forced = (0..10).filter(|_| coverage.decide(stale())).count();
     assert_eq!(forced, 3);
-    assert_eq!(coverage.unassigned(&held), ["b".into()]);
+    assert_eq!(coverage.unassigned(&assigned), ["b".into()]);
     let covered = Verdict::Decided {
         uncovered: vec![],
         stale: false,

@@ -37,7 +37,7 @@ impl Processor for Counter {
             return Err(Error::Processor {
                 name,
                 reason,
-                fate: ErrorAction::Retry,
+                action: ErrorAction::Retry,
             });
         }
         Ok(())
@@ -55,7 +55,7 @@ impl Processor for Counter {
                     return Err(Error::Processor {
                         name,
                         reason,
-                        fate: ErrorAction::Stop,
+                        action: ErrorAction::Stop,
                     });
                 }
                 Some(b"big") => 4000,

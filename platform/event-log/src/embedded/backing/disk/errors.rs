@@ -24,7 +24,7 @@ pub(super) fn io_refused(dir: &Path, source: &io::Error) -> Error {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "make the directory writable",
         _ => "check the disk",
     };
-    Error::Refused {
+    Error::Rejected {
         attempted: format!("open the embedded log in {}", dir.display()),
         reason: format!("{source}; {fix}"),
     }
@@ -54,7 +54,7 @@ pub(super) fn open_error(dir: &Path, error: OpenError) -> Error {
 }
 
 pub(super) fn locked(dir: &Path) -> Error {
-    Error::Refused {
+    Error::Rejected {
         attempted: format!("open the embedded log in {}", dir.display()),
         reason: "another process has opened it; stop that process or choose another directory".to_owned(),
     }

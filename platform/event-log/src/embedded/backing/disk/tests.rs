@@ -81,8 +81,8 @@ fn unacknowledged_batch_is_gone_after_storage_failed() {
     );
     drop(engine);
     fail(&backing);
-    let refused = backing.commit(&batch(Space::Records, "c", "2"), Persist::Buffer);
-    let text = refused.expect_err("it has failed").to_string();
+    let rejected = backing.commit(&batch(Space::Records, "c", "2"), Persist::Buffer);
+    let text = rejected.expect_err("it has failed").to_string();
     assert!(
         text.contains("the disk is full") && text.contains(&dir.path().display().to_string()),
         "{text}"

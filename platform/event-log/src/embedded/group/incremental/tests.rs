@@ -66,8 +66,8 @@ fn old_generation_is_rejected_without_fencing() {
     add_member(&mut group, 2, None, 10);
     assert_eq!(group.check_commit(1, before), Ok(()), "the member has not polled yet");
     event(&mut group, 1, 20);
-    let refusal = group.check_commit(1, before).expect_err("the generation has risen");
-    assert!(!refusal.fenced, "{}", refusal.reason);
+    let rejection = group.check_commit(1, before).expect_err("the generation has risen");
+    assert!(!rejection.fenced, "{}", rejection.reason);
     assert_eq!(group.check_commit(1, group.generation_of(1)), Ok(()));
 }
 
@@ -86,7 +86,7 @@ fn silent_member_loses_all_partitions() {
         group
             .check_commit(1, generation)
             .err()
-            .is_some_and(|refusal| refusal.fenced)
+            .is_some_and(|rejection| rejection.fenced)
     );
     assert_eq!(event(&mut group, 1, late), Some(Event::Lost(of(0..4))));
     assert_eq!(event(&mut group, 2, late), Some(Event::Revoked(of(0..2))));

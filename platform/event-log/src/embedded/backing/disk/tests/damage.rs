@@ -178,7 +178,9 @@ fn damage_before_a_later_journal_is_refused() {
     fs::write(dir.path().join("1.jnl"), &bytes).unwrap();
     bytes[usize::try_from(ends[5]).unwrap() + 60] ^= 0xff;
     fs::write(dir.path().join("0.jnl"), &bytes).unwrap();
-    let error = DiskBacking::open(dir.path(), &config()).map(drop).expect_err("refused");
+    let error = DiskBacking::open(dir.path(), &config())
+        .map(drop)
+        .expect_err("rejected");
     assert!(matches!(error, Error::Corrupt { .. }), "{error}");
     let text = error.to_string();
     assert!(text.contains("0.jnl") && text.contains("backup"), "{text}");

@@ -1,4 +1,4 @@
-//! Copies messages with one librdkafka call per record and direction, for the baseline of [`crate::kafka::limit`].
+//! Copies messages with one librdkafka call per record and direction, for the baseline of [`crate::kafka::baseline`].
 
 use super::consumer::Inbox;
 use super::producer::Topic;

@@ -55,14 +55,14 @@ pub fn copy(config: &Config, name: &str, copy: &Copy) -> Result<()> {
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
     );
-    let session = TransactionalProducerConfig {
+    let transactional = TransactionalProducerConfig {
         transactional_id: name.to_owned(),
         transaction_timeout: Duration::from_secs(10),
     };
     let consumer = Handle::new(ClientKind::Consumer, &reading).map_err(errors::setting_error)?;
     let producer = Handle::new(
         ClientKind::Producer,
-        &settings::transactional_producer(config, &session),
+        &settings::transactional_producer(config, &transactional),
     )
     .map_err(errors::setting_error)?;
     let done = AtomicBool::new(false);

@@ -24,7 +24,7 @@ fn unpublishable_table_names_the_statement() {
     );
     assert!(
         found
-            .next
+            .fix
             .unwrap()
             .contains("ALTER TABLE \"public\".\"keyless\" REPLICA IDENTITY FULL")
     );
@@ -56,7 +56,7 @@ fn declared_key_replaces_missing_primary_key() {
     let setting = Setting::new(&database, &["keyless(id int8, note text?) key id"]);
     let connector = setting.start(&database);
     let failed = connector.wait_for(State::Failed);
-    assert!(failed.next.unwrap().contains("REPLICA IDENTITY FULL"));
+    assert!(failed.fix.unwrap().contains("REPLICA IDENTITY FULL"));
     // The connector recovers after the statement has been run.
     database.sql("ALTER TABLE keyless REPLICA IDENTITY FULL");
     let mut topic = setting.topic();
@@ -79,17 +79,17 @@ fn missing_permission_names_the_owners_statement() {
     let mut setting = Setting::new(&database, &["orders(id int8)"]);
     setting.url = setting.url.replace("postgres@", &format!("{user}@"));
     let connector = setting.start(&database);
-    let told = |part: &str| {
+    let expect_fix = |part: &str| {
         wait_for(part, LIMIT, || {
-            connector.handle.report().next.filter(|next| next.contains(part))
+            connector.handle.report().fix.filter(|fix| fix.contains(part))
         });
     };
-    told(&format!("ALTER ROLE \"{user}\" REPLICATION"));
+    expect_fix(&format!("ALTER ROLE \"{user}\" REPLICATION"));
     database.sql(&format!("ALTER ROLE {user} REPLICATION"));
-    told(&format!("GRANT SELECT ON \"public\".\"orders\" TO \"{user}\""));
+    expect_fix(&format!("GRANT SELECT ON \"public\".\"orders\" TO \"{user}\""));
     database.sql(&format!("GRANT SELECT ON orders TO {user}"));
-    told("CREATE PUBLICATION \"trunkline_");
-    let statement = connector.handle.report().next.unwrap();
+    expect_fix("CREATE PUBLICATION \"trunkline_");
+    let statement = connector.handle.report().fix.unwrap();
     let statement = statement
         .split(": ")
         .nth(1)
@@ -127,7 +127,7 @@ fn possible_gap_needs_resync_which_removes_old_rows() {
     let connector = setting.start(&database);
     let found = connector.wait_for(State::NeedsResync);
     assert!(found.cause.unwrap().contains("no longer exists"));
-    assert!(found.next.unwrap().contains("on_mismatch = \"resync\""));
+    assert!(found.fix.unwrap().contains("on_mismatch = \"resync\""));
     topic.read();
     assert_eq!(topic.records.len(), 3, "nothing is published past a gap");
     connector.handle.resync();
@@ -136,7 +136,7 @@ fn possible_gap_needs_resync_which_removes_old_rows() {
     assert!(
         topic.records[3..]
             .iter()
-            .all(|r| r.tx.incarnation > topic.records[0].tx.incarnation)
+            .all(|r| r.tx.source_epoch > topic.records[0].tx.source_epoch)
     );
     let rows: Vec<String> = topic.rows().into_keys().collect();
     assert_eq!(rows, [r#"["orders","2"]"#, r#"["orders","3"]"#]);

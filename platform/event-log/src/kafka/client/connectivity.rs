@@ -19,7 +19,7 @@ const REMIND_MAX: Duration = Duration::from_secs(60);
 
 /// Connectivity of one client.
 #[derive(Debug, Default)]
-pub struct Reach {
+pub struct Connectivity {
     state: Mutex<State>,
 }
 
@@ -51,7 +51,7 @@ impl State {
     }
 }
 
-impl Reach {
+impl Connectivity {
     /// Fails if no broker has answered for 3 s.
     pub fn check(&self, attempted: &str) -> crate::Result<()> {
         self.silence(SILENCE).map_or(Ok(()), |reason| {
@@ -63,8 +63,8 @@ impl Reach {
     /// Returns the last error if no broker has answered for at least this long.
     pub fn silence(&self, at_least: Duration) -> Option<String> {
         let state = self.lock();
-        let (since, said) = state.silence.as_ref()?;
-        (since.elapsed() >= at_least).then(|| said.clone())
+        let (since, reason) = state.silence.as_ref()?;
+        (since.elapsed() >= at_least).then(|| reason.clone())
     }
 
     /// Returns whether a connection was lost or refused within this time, so that an answer may have been lost.
@@ -77,7 +77,7 @@ impl Reach {
     /// out`.
     pub fn explain(&self, words: &str) -> String {
         match self.silence(Duration::ZERO) {
-            Some(said) if !said.is_empty() && !words.contains(&said) => format!("{words}; {said}"),
+            Some(reason) if !reason.is_empty() && !words.contains(&reason) => format!("{words}; {reason}"),
             _ => words.to_owned(),
         }
     }
@@ -123,28 +123,28 @@ impl Reach {
         }
     }
 
-    fn failed(&self, said: String) {
+    fn failed(&self, reason: String) {
         let mut state = self.lock();
         state.broken_at = Some(Instant::now());
         if state.answers() {
             return;
         }
         let since = state.silence.as_ref().map_or_else(Instant::now, |(since, _)| *since);
-        state.silence = Some((since, said));
+        state.silence = Some((since, reason));
     }
 }
 
-/// Makes a client report its broker states and log lines to `reach`.
+/// Makes a client report its broker states and log lines to `connectivity`.
 ///
 /// # Safety
-/// `conf` is valid, and `reach` outlives every client created from it.
-pub unsafe fn install(conf: *mut c::rd_kafka_conf_t, reach: &Arc<Reach>) {
-    let opaque: *mut c_void = Arc::as_ptr(reach).cast_mut().cast();
+/// `conf` is valid, and `connectivity` outlives every client created from it.
+pub unsafe fn install(conf: *mut c::rd_kafka_conf_t, connectivity: &Arc<Connectivity>) {
+    let opaque: *mut c_void = Arc::as_ptr(connectivity).cast_mut().cast();
     // SAFETY: name and callbacks are static; the caller guarantees that the opaque pointer outlives the client.
     unsafe {
         c::rd_kafka_conf_set_opaque(conf, opaque);
         c::rd_kafka_conf_set_log_cb(conf, Some(on_log));
-        c::rd_kafka_conf_interceptor_add_on_new(conf, c"reach".as_ptr(), Some(on_new), opaque);
+        c::rd_kafka_conf_interceptor_add_on_new(conf, c"connectivity".as_ptr(), Some(on_new), opaque);
     }
 }
 
@@ -156,7 +156,7 @@ unsafe extern "C" fn on_new(
     _: usize,
 ) -> Code {
     // SAFETY: librdkafka calls this while it creates the client, with the opaque pointer that `install` passed.
-    unsafe { c::rd_kafka_interceptor_add_on_broker_state_change(rk, c"reach".as_ptr(), Some(on_state), opaque) }
+    unsafe { c::rd_kafka_interceptor_add_on_broker_state_change(rk, c"connectivity".as_ptr(), Some(on_state), opaque) }
 }
 
 unsafe extern "C" fn on_state(
@@ -168,14 +168,14 @@ unsafe extern "C" fn on_state(
     state: *const c_char,
     opaque: *mut c_void,
 ) -> Code {
-    // SAFETY: the opaque pointer is the `Reach` that `install` received, which outlives the client.
-    let reach = unsafe { &*opaque.cast::<Reach>() };
+    // SAFETY: the opaque pointer is the `Connectivity` that `install` received, which outlives the client.
+    let connectivity = unsafe { &*opaque.cast::<Connectivity>() };
     // Coordinator connections have port 0. They exist in addition to the connection to the same broker and are used for
     // group requests only, so their state says nothing about other requests.
     if port != 0 {
         let bootstrap = || Broker::Bootstrap(format!("{}:{port}", text(name)));
         let broker = if id < 0 { bootstrap() } else { Broker::Learned(id) };
-        reach.changed(broker, text(state) == "UP", Instant::now());
+        connectivity.changed(broker, text(state) == "UP", Instant::now());
     }
     Code::RD_KAFKA_RESP_ERR_NO_ERROR
 }
@@ -192,12 +192,12 @@ unsafe extern "C" fn on_log(rk: *const c::rd_kafka_t, level: c_int, facility: *c
         _ => tracing::debug!(target: "event_log::kafka", facility, text = words, "librdkafka log line"),
     }
     if connection && !rk.is_null() {
-        // SAFETY: the client is alive while it logs; its opaque pointer is the `Reach` that `install` received, or null
+        // SAFETY: the client is alive while it logs; its opaque pointer is the `Connectivity` that `install` received, or null
         // while the client is being created.
-        let reach = unsafe { c::rd_kafka_opaque(rk) }.cast::<Reach>();
+        let connectivity = unsafe { c::rd_kafka_opaque(rk) }.cast::<Connectivity>();
         // SAFETY: as above.
-        if let Some(reach) = unsafe { ptr::NonNull::new(reach).map(|r| r.as_ref()) } {
-            reach.failed(
+        if let Some(connectivity) = unsafe { ptr::NonNull::new(connectivity).map(|r| r.as_ref()) } {
+            connectivity.failed(
                 words
                     .split_once("]: ")
                     .map_or(words.clone(), |(_, rest)| rest.to_owned()),
@@ -212,15 +212,15 @@ mod tests {
 
     #[test]
     fn broken_connection_is_recorded_while_others_answer() {
-        let reach = Reach::default();
-        let broken = || reach.broken_within(Duration::from_secs(9));
-        reach.changed(Broker::Learned(1), true, Instant::now());
-        reach.changed(Broker::Learned(2), false, Instant::now());
+        let connectivity = Connectivity::default();
+        let broken = || connectivity.broken_within(Duration::from_secs(9));
+        connectivity.changed(Broker::Learned(1), true, Instant::now());
+        connectivity.changed(Broker::Learned(2), false, Instant::now());
         assert!(!broken(), "broker 2 never answered");
-        reach.changed(Broker::Learned(2), true, Instant::now());
-        reach.changed(Broker::Learned(2), false, Instant::now());
-        assert!(broken() && reach.silence(Duration::ZERO).is_none());
-        let coordinator = Reach::default();
+        connectivity.changed(Broker::Learned(2), true, Instant::now());
+        connectivity.changed(Broker::Learned(2), false, Instant::now());
+        assert!(broken() && connectivity.silence(Duration::ZERO).is_none());
+        let coordinator = Connectivity::default();
         coordinator.changed(Broker::Learned(1), true, Instant::now());
         coordinator.failed("GroupCoordinator: Connection refused".to_owned());
         assert!(coordinator.broken_within(Duration::from_secs(9)));
@@ -228,24 +228,24 @@ mod tests {
 
     #[test]
     fn reminders_back_off_while_no_broker_answers() {
-        let (reach, start) = (Reach::default(), Instant::now());
+        let (connectivity, start) = (Connectivity::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let bootstrap = || Broker::Bootstrap("a:1".to_owned());
-        assert!(!reach.needs_reminder(at(100)), "no state reported yet");
-        reach.changed(bootstrap(), true, at(0));
-        reach.changed(Broker::Learned(1), false, at(1));
-        reach.changed(bootstrap(), false, at(1));
-        assert!(reach.silence(Duration::ZERO).is_none() && !reach.broken_within(Duration::from_secs(9)));
-        reach.changed(Broker::Learned(1), true, at(2));
-        assert!(!reach.needs_reminder(at(100)), "a broker answers");
-        reach.changed(Broker::Learned(1), false, at(100));
-        assert!(reach.silence(Duration::ZERO).is_some() && reach.broken_within(Duration::from_secs(9)));
-        let reminded: Vec<u64> = (100..300).filter(|now| reach.needs_reminder(at(*now))).collect();
+        assert!(!connectivity.needs_reminder(at(100)), "no state reported yet");
+        connectivity.changed(bootstrap(), true, at(0));
+        connectivity.changed(Broker::Learned(1), false, at(1));
+        connectivity.changed(bootstrap(), false, at(1));
+        assert!(connectivity.silence(Duration::ZERO).is_none() && !connectivity.broken_within(Duration::from_secs(9)));
+        connectivity.changed(Broker::Learned(1), true, at(2));
+        assert!(!connectivity.needs_reminder(at(100)), "a broker answers");
+        connectivity.changed(Broker::Learned(1), false, at(100));
+        assert!(connectivity.silence(Duration::ZERO).is_some() && connectivity.broken_within(Duration::from_secs(9)));
+        let reminded: Vec<u64> = (100..300).filter(|now| connectivity.needs_reminder(at(*now))).collect();
         assert_eq!(reminded, [102, 106, 114, 130, 162, 222, 282]);
-        reach.changed(Broker::Learned(1), true, at(302));
-        reach.changed(Broker::Learned(1), false, at(303));
+        connectivity.changed(Broker::Learned(1), true, at(302));
+        connectivity.changed(Broker::Learned(1), false, at(303));
         assert!(
-            reach.needs_reminder(at(305)),
+            connectivity.needs_reminder(at(305)),
             "a new outage starts with the shortest wait"
         );
     }
