@@ -233,7 +233,8 @@ struct TransactionPlace {
 /// The source stream of a writer.
 fn stream_of(writer: &str) -> Stream<'_> {
     let partition = writer.rsplit('/').next().and_then(|p| p.parse().ok());
-    let view = writer.split(['/', '.']).nth(2);
+    let topic = writer.split('/').nth(1);
+    let view = topic.and_then(|topic| topic.rsplit('.').next());
     Stream {
         view: view.unwrap_or_default(),
         partition: partition.unwrap_or(0),
