@@ -10,13 +10,14 @@ use super::error::{Error, Result};
 use crate::record::ViewRecord;
 use event_log::{Millis, Offset};
 use state_store::{Batch, Direction, Store};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 
 /// Pending rows of a partition.
 #[derive(Debug, Default)]
 pub struct PendingRows {
-    writers: HashMap<u64, PendingWriter>,
+    /// Ordered, so that the choice among equally large writers is the same in each run of a seed.
+    writers: BTreeMap<u64, PendingWriter>,
     /// Bytes of the rows in memory.
     bytes: usize,
 }
