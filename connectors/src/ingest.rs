@@ -1,9 +1,9 @@
 //! HTTP listener for backends: `POST /v1/ingest/{topic}`.
 //!
-//! The URL names a topic without the prefix of the topology, so that backends post to the same URL in every stage. A request
-//! to `event.<name>` contains one event or an array of events; one to `change.<source>` contains one transaction of an HTTP
-//! source. Status 200 means that the log has committed it. Errors are problem bodies (RFC 9457) that name the
-//! JSON path and the reason. Devices use a separate listener.
+//! The URL contains a topic name without the prefix of the topology, so that backends post to the same URL in every
+//! environment. A request to `event.<name>` contains one event or an array of events; one to `change.<source>` contains
+//! one transaction of an HTTP source. Status 200 means that the log has committed it. Errors are problem bodies (RFC
+//! 9457) that name the JSON path and the reason. Devices use a separate listener.
 
 mod access;
 mod idempotency;
@@ -78,12 +78,12 @@ pub struct Config {
     /// Maximum size of a body in bytes; a larger body is answered with 413. Default: 1 MiB.
     #[serde(default = "body_bytes_max")]
     pub body_bytes_max: usize,
-    /// Maximum open connections. Further ones wait to be accepted. Default: 1,024.
+    /// Maximum number of open connections. Further connections wait to be accepted. Default: 1,024.
     #[serde(default = "connections_max")]
     pub connections_max: usize,
 }
 
-/// Why the listener could not start.
+/// Error that prevents the listener from starting.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -99,7 +99,7 @@ impl Config {
     /// Checks the credentials and binds the listener.
     ///
     /// # Errors
-    /// The credential or the address that cannot be used.
+    /// Names the credential or the address that cannot be used.
     pub fn bind(&self) -> Result<Listener, ConfigError> {
         let exposure = Exposure {
             key: "ingest",

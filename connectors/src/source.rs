@@ -22,18 +22,19 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Why a stored position cannot be used.
+/// Reason why a stored position cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
-    /// A newer release wrote it.
+    /// The position was written by a newer release.
     #[error("{0}")]
     Newer(String),
-    /// It has an older format, belongs to another kind of connector, or is damaged. Only a new source epoch can follow.
+    /// The position has an older format, belongs to another kind of connector, or is corrupt. The connector can
+    /// continue only with a new source epoch.
     #[error("{0}")]
     StartOver(String),
 }
 
-/// The static record of a position, which is stored only when it changes.
+/// The static record of a position. It is stored only when it changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StaticPart<'p> {
     /// Identifies the content.
@@ -42,12 +43,12 @@ pub struct StaticPart<'p> {
     pub json: &'p str,
 }
 
-/// A source's position: where it continues. It is stored in the positions topic.
+/// The position at which a source continues. It is stored in the positions topic.
 ///
-/// It has a moving record, which is written with every commit and stays small, and optionally a static record, which is
-/// written only when it changes. The moving record names the revision of the static record.
+/// A position consists of a small moving record, which is written with every commit, and an optional static record,
+/// which is written only when it changes. The moving record contains the revision of the static record.
 pub trait Position: Clone + fmt::Display + Send + 'static {
-    /// The moving record, as JSON. Its first member, `"v"`, is the format version; `"epoch"` is the source epoch.
+    /// The moving record, as JSON. The first member, `"v"`, is the format version; `"epoch"` is the source epoch.
     fn to_json(&self) -> String;
 
     /// The static record; `None` if the position has none.
@@ -59,16 +60,17 @@ pub trait Position: Clone + fmt::Display + Send + 'static {
     /// there is none yet.
     fn complete(&self) -> String;
 
-    /// Parses the moving record, and the static record that is stored with it, if there is one.
+    /// Parses the moving record and, if present, the static record.
     ///
     /// # Errors
     /// [`Unreadable`], such as a newer format version.
     fn from_json(json: &str, static_json: Option<&str>) -> std::result::Result<Self, Unreadable>;
 
-    /// Whether a source that continues here has passed the place at which one that continued at `other` failed.
+    /// Whether this position is beyond `other`: a source that failed at `other` and has reached this position has made
+    /// progress.
     fn is_beyond(&self, other: &Self) -> bool;
 
-    /// Whether a source that continues here has to read everything again from the start.
+    /// Whether a source that continues at this position must read everything again from the start.
     fn is_unfinished_snapshot(&self) -> bool {
         false
     }
@@ -145,8 +147,8 @@ pub trait Source {
         None
     }
 
-    /// Opens it at the stored position; `None` if no position was ever stored. `record_bytes_max` is the largest record that
-    /// its topic accepts, or the largest value if it writes no dead letters.
+    /// Opens the source at the stored position; `None` if no position was ever stored. `record_bytes_max` is the size
+    /// of the largest record that the source's topic accepts, or `usize::MAX` if the source writes no dead letters.
     ///
     /// # Errors
     /// [`crate::Error::NeedsResync`] if continuing from that position could lose changes.
@@ -163,8 +165,8 @@ pub trait Source {
     /// Releases all external resources immediately, without a further acknowledgement. The source can be opened again.
     fn close(&mut self);
 
-    /// The position of the source epoch after `epoch`, which starts by reading everything again; `None` if the source cannot
-    /// do that. `stored` is the stored position, if it can be read.
+    /// Returns the first position of the source epoch after `epoch`, which reads everything again; `None` if the source
+    /// cannot do that. `stored` is the stored position, if it can be read.
     fn restart_position(&self, stored: Option<&Self::Position>, epoch: u32) -> Option<Self::Position>;
 
     /// Progress for reports and metrics.

@@ -55,9 +55,9 @@ impl State {
 pub enum TableState {
     /// Its changes are published.
     Running,
-    /// It is being copied, or waits for that.
+    /// The table is being copied, or waits to be copied.
     Snapshotting,
-    /// Its changes are skipped, because publishing them would be wrong. Requires a new snapshot.
+    /// The table's changes are skipped, because publishing them would be incorrect. A new snapshot is required.
     NeedsSnapshot,
 }
 
@@ -196,7 +196,7 @@ impl Handle {
         (report.state, report.cause, report.fix) = (state, cause, fix);
     }
 
-    /// Ready, unless a table needs a snapshot.
+    /// Reports the connector as ready, unless a table needs a snapshot.
     fn report_healthy(&self, tables: &[TableReport]) {
         let stopped: Vec<&TableReport> = tables.iter().filter(|t| t.state == TableState::NeedsSnapshot).collect();
         let Some(first) = stopped.first() else {
@@ -266,7 +266,7 @@ mod tests {
         handle.set_tables(&tables(TableState::Running));
         assert!(readiness.report().ready);
         handle.set_tables(&tables(TableState::NeedsSnapshot));
-        // The state of the connector does not hide it.
+        // The state of the connector does not hide the state of the table.
         handle.set(State::Running, None, None);
         let component = readiness.report().components.remove(0);
         assert_eq!(

@@ -10,20 +10,21 @@ use service::problem::{TOKEN_INVALID, TOKEN_MISSING};
 use service::{Secret, http};
 use std::sync::Arc;
 
-/// A backend that may post.
+/// Credential of a backend that may post.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Credential {
-    /// Its name, which appears in problem bodies and scopes idempotency keys. Entries with the same name share their keys,
-    /// so that a token can be rotated without a gap.
+    /// Name of the backend. It appears in problem bodies and scopes idempotency keys. Entries with the same name share
+    /// their idempotency keys, so that a token can be rotated without interruption.
     pub name: String,
-    /// Its bearer token. At least one of `token` and `certificate` is required; with both, a client needs both.
+    /// Bearer token. At least one of `token` and `certificate` is required. If both are set, a client must present
+    /// both.
     #[serde(default)]
     pub token: Option<Secret>,
     /// DNS name or IP address in the certificate of the client (subject alternative name). Requires `tls.client_ca`.
     #[serde(default)]
     pub certificate: Option<String>,
-    /// Topics that it may post to, named as in the URL; `*` for all.
+    /// Topics that the backend may post to, named as in the URL; `*` for all.
     pub topics: Vec<String>,
 }
 
@@ -103,7 +104,7 @@ fn reject(has_token: bool) -> Response {
     response
 }
 
-/// Compares secrets without an early exit, so that the time does not reveal the position of a difference.
+/// Compares secrets in constant time, so that the duration does not reveal the position of a difference.
 fn equal_in_constant_time(a: &str, b: &str) -> bool {
     a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |diff, (x, y)| diff | (x ^ y)) == 0
 }

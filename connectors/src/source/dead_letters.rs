@@ -5,14 +5,15 @@ use event_log::{Cleanup, EventLog, TimestampPolicy, TopicConfig, TopicSpec};
 
 /// The broker's default of `max.message.bytes`.
 const MESSAGE_BYTES_MAX: i64 = 1_048_588;
-/// Room for the headers of a dead letter.
+/// Bytes reserved for the headers of a dead letter.
 const HEADER_BYTES: i64 = 64 << 10;
 /// Retention of dead letters: 30 days.
 const RETENTION_MS: i64 = 30 * 24 * 3_600_000;
 
 /// Creates the dead-letter topic of a source's topic if it does not exist; returns `max.message.bytes` of the topic.
 ///
-/// The specification equals that of the stream runtime, which creates the same topic for the readers of `topic`.
+/// The settings must equal those of the stream runtime, which creates the same topic for the processors that read
+/// `topic`.
 pub(super) fn prepare(log: &dyn EventLog, topic: &str) -> Result<usize> {
     // Writing a topic does not imply the permission to read its settings. The broker still enforces the limit.
     let described = log.describe(topic).ok().flatten();
@@ -21,7 +22,7 @@ pub(super) fn prepare(log: &dyn EventLog, topic: &str) -> Result<usize> {
         .unwrap_or(MESSAGE_BYTES_MAX);
     let mut config = TopicConfig::new(Cleanup::Delete);
     config.retention_ms = Some(RETENTION_MS);
-    // With CreateTime, a process with a wrong clock would write dead letters that expire at once or never.
+    // With CreateTime, dead letters of a process whose clock is wrong would expire immediately or never.
     config.timestamps = TimestampPolicy::LogAppendTime;
     config.max_message_bytes = Some(limit.saturating_add(HEADER_BYTES).min(i64::from(i32::MAX)));
     let spec = TopicSpec {

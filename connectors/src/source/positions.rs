@@ -45,8 +45,8 @@ pub(super) struct Positions {
     key: Key,
     static_key: Key,
     schema: SchemaId,
-    /// Revision of the static record that was read or sent last. A transaction that does not commit ends the attempt,
-    /// and the next one reads the topic again.
+    /// Revision of the static record that was last read or sent. If a transaction does not commit, the attempt ends,
+    /// and the next attempt reads the topic again.
     static_revision: Option<String>,
     value: Vec<u8>,
     batch: OutBatch,
@@ -62,7 +62,7 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// The source epoch, which every format of every kind has; `None` if the record is damaged.
+    /// The source epoch, which all formats of all kinds of connectors contain; `None` if the record is corrupt.
     pub(super) fn source_epoch(&self) -> Option<u32> {
         #[derive(serde::Deserialize)]
         struct AnyFormat {
@@ -106,9 +106,10 @@ impl Positions {
 
     /// Reads the stored records; `None` if there are none.
     ///
-    /// A single broker that stops under load can forget an open transaction: it then blocks the last stable offset for
-    /// ever (ADR 5). If it belongs to this connector, the next transaction of the same producer ends it, and aborting that
-    /// one is enough. Its records are read from the source and published again, so none is lost.
+    /// A single broker that stops under load can forget an open transaction, which then blocks the last stable offset
+    /// permanently (ADR 5). If the transaction belongs to this connector, it ends with the next transaction of the same
+    /// producer, which is begun and aborted here. No record is lost, because the records of the transaction are read
+    /// from the source and published again.
     pub(super) fn read(&mut self, producer: &mut dyn TransactionalProducer) -> Result<Option<Stored>> {
         let attempted = "read the stored position";
         let end = self
@@ -125,7 +126,7 @@ impl Positions {
         let (started, mut aborted) = (Instant::now(), false);
         let mut batch = RecordBatch::default();
         let (mut moving, mut static_part) = (None, None);
-        // The log end counts control records, and so does the reader's position once it has passed them.
+        // Control records take offsets, both in the log end and in the reader's position.
         while end > 0 && reader.position(&self.partition).is_none_or(|position| position < end) {
             reader
                 .poll(&mut batch, READ_BYTES, POLL)
@@ -144,7 +145,7 @@ impl Positions {
             }
             if started.elapsed() > READ_LIMIT {
                 let reason = format!(
-                    "an open transaction of some connector has blocked topic {} for {} s",
+                    "an open transaction of a connector has blocked topic {} for {} s; stop that connector or wait for its transaction timeout",
                     self.partition.topic,
                     READ_LIMIT.as_secs()
                 );
@@ -179,7 +180,7 @@ impl Positions {
         Ok(stored.position.to_owned())
     }
 
-    /// The batch with the records of a position: the moving record, after the static record if that has changed.
+    /// Returns a batch with the records of a position: the static record if it has changed, then the moving record.
     pub(super) fn records<P: Position>(&mut self, position: &P) -> &OutBatch {
         self.batch.clear();
         let complete = position.complete();
@@ -224,7 +225,7 @@ impl Positions {
     }
 }
 
-/// Which record of a position.
+/// Kind of record of a position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RecordKind {
     Moving,

@@ -1,8 +1,8 @@
-//! When a connector tries again: delays between attempts, and the limit of snapshots that fail.
+//! Retries of a connector: delays between attempts, and the maximum number of failed snapshots.
 //!
-//! The delay is reset only by progress beyond the position that failed. Otherwise an error that recurs at one place would
-//! be retried without delay for ever, because the records before it are committed at each attempt. A snapshot that fails
-//! starts over from its beginning and is published again, so the number of such attempts is limited.
+//! Only progress beyond the failed position resets the delay. Otherwise an error that recurs at one position would be
+//! retried without delay indefinitely, because each attempt commits the records before that position. A failed snapshot
+//! restarts from its beginning and is published again, so the number of these attempts is limited.
 
 use super::Position;
 use service::backoff::Backoff;
@@ -11,16 +11,16 @@ use std::time::Duration;
 /// Delays between attempts.
 const FIRST: Duration = Duration::from_millis(100);
 pub(super) const MAX: Duration = Duration::from_secs(10);
-/// Delay after the first snapshot that failed; doubled by each further one.
+/// Delay after the first failed snapshot; doubled after each further failure.
 const SNAPSHOT_FIRST: Duration = Duration::from_secs(1);
 const SNAPSHOT_MAX: Duration = Duration::from_mins(10);
-/// Failed snapshots in sequence after which a connector stops until an operator requests a new attempt.
+/// Number of consecutive failed snapshots after which a connector stops until an operator requests a new attempt.
 pub(super) const SNAPSHOTS_MAX: u32 = 10;
 
 /// The attempts of one connector.
 pub(super) struct Retry<P> {
     backoff: Backoff,
-    /// The position of the current attempt.
+    /// Position at which the current attempt started.
     at: Option<P>,
     /// The furthest position at which an attempt failed, until there is progress beyond it.
     failed_at: Option<P>,
@@ -29,12 +29,12 @@ pub(super) struct Retry<P> {
     snapshots_failed: u32,
 }
 
-/// What follows a failed attempt.
+/// Action after a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
     /// Try again after this delay.
     After(Duration),
-    /// Wait for an operator: the snapshot failed too often.
+    /// Wait for an operator, because the snapshot failed too often.
     Operator,
 }
 
@@ -49,13 +49,13 @@ impl<P: Position> Retry<P> {
         }
     }
 
-    /// An attempt begins at a stored position.
+    /// Called when an attempt begins at a stored position.
     pub(super) fn begin(&mut self, at: Option<&P>) {
         self.at = at.cloned();
         self.published = false;
     }
 
-    /// A position was committed.
+    /// Called when a position was committed.
     pub(super) fn committed(&mut self, position: &P) {
         self.published = true;
         if self.failed_at.as_ref().is_none_or(|failed| position.is_beyond(failed)) {
@@ -66,7 +66,7 @@ impl<P: Position> Retry<P> {
         self.at = Some(position.clone());
     }
 
-    /// The attempt failed.
+    /// Called when the attempt failed; returns what to do next.
     pub(super) fn failed(&mut self) -> Next {
         let in_snapshot = self.at.as_ref().is_some_and(P::is_unfinished_snapshot);
         if let Some(at) = self.at.take() {
@@ -95,7 +95,7 @@ mod tests {
     use crate::source::Unreadable;
     use std::fmt;
 
-    /// A position: whether the snapshot is finished, and how far it is.
+    /// A test position: whether the snapshot is finished, and the progress.
     #[derive(Debug, Clone, PartialEq)]
     struct At(bool, u64);
 
@@ -135,7 +135,7 @@ mod tests {
         let mut retry = Retry::new();
         for _ in 0..30 {
             retry.begin(Some(&At(true, 3)));
-            // What is before the failing record is committed again and again.
+            // The records before the failing record are committed again at each attempt.
             retry.committed(&At(true, 5));
             delay(retry.failed());
         }

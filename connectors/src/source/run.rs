@@ -59,7 +59,7 @@ pub struct Context {
     pub name: String,
     /// Transactional id. A process that opens it fences an older process of the same connector.
     pub transactional_id: String,
-    /// Topic of the stored positions, which is created if it does not exist.
+    /// The positions topic. It is created if it does not exist.
     pub positions_topic: String,
     /// The log.
     pub log: SharedEventLog,
@@ -154,7 +154,7 @@ impl Connector<'_> {
         let (state, text, fix) = (error.state(), chain(error), error.fix(name));
         if state == State::NeedsResync && self.context.on_mismatch == OnMismatch::Resync {
             tracing::warn!(connector = %name, reason = text, "starting a new source epoch with a snapshot");
-            // A new source epoch that does not fit either must not be followed by the next one at once.
+            // If the new source epoch is rejected too, wait before the next one is started.
             match next {
                 Next::After(delay) => {
                     self.wait(Some(delay));
@@ -171,18 +171,19 @@ impl Connector<'_> {
         metrics::counter!("trunkline_connector_errors_total", "connector" => name.clone()).increment(1);
         self.context.handle.set(state, Some(text.clone()), Some(fix));
         match next {
-            // A mismatch is checked again, too: the right database may come back, for example after a failed restore.
+            // After a mismatch, the source is also opened again: the right database may be available later, for example
+            // after a failed restore.
             Next::After(_) if state == State::NeedsResync => self.wait(Some(retry::MAX)),
             Next::After(delay) => self.wait(Some(delay)),
             Next::Operator => self.give_up_snapshot(&text),
         }
     }
 
-    /// Stops to try: each attempt publishes the whole snapshot again, which would fill the log's disks.
+    /// Stops retrying, because each attempt publishes the whole snapshot again and would fill the disks of the log.
     fn give_up_snapshot(&mut self, reason: &str) {
         let name = &self.context.name;
         let cause = format!(
-            "the snapshot failed {} times in sequence and is not tried again: {reason}",
+            "the snapshot failed {} times in sequence and is not retried: {reason}",
             retry::SNAPSHOTS_MAX
         );
         let fix = String::from("fix the cause, then restart the process");
@@ -191,7 +192,8 @@ impl Connector<'_> {
         self.wait(None);
     }
 
-    /// Waits until the drain starts, a command arrives or the time is over. A command that was carried out does not end it.
+    /// Waits until the drain starts, a command arrives or `limit` has elapsed. Returns immediately if a command is
+    /// pending.
     fn wait(&mut self, limit: Option<Duration>) {
         let DesiredState { paused, resync } = *self.desired.borrow_and_update();
         if !paused && !resync {
@@ -277,8 +279,8 @@ impl Connector<'_> {
         }
     }
 
-    /// The position of a new source epoch, whose epoch is above that of the stored position, also if that cannot be read:
-    /// readers ignore an epoch that they have seen.
+    /// Returns the first position of a new source epoch. The epoch must be greater than that of the stored position,
+    /// even if that position cannot be read, because readers ignore epochs that they have already seen.
     fn restart_position<S: Source>(
         &self,
         source: &S,
@@ -299,7 +301,8 @@ impl Connector<'_> {
         })
     }
 
-    /// Returns an initialized producer: older producers of this id are fenced, and their open transaction is ended.
+    /// Returns an initialized producer. Initialization fences older producers with this transactional id and ends their
+    /// open transaction.
     fn init_producer(&mut self) -> Result<Box<dyn TransactionalProducer>> {
         let name = &self.context.name;
         match self.producer.take() {
@@ -498,8 +501,9 @@ impl<S: Source> Pump<'_, '_, S> {
         let name = &self.connector.context.name;
         let started = Instant::now();
         let age = open.since.map_or(Duration::ZERO, |since| since.elapsed());
-        // The position belongs into the transaction of its records (C14). Committed separately, a crash in between would
-        // publish the records twice, or lose them once the source has discarded them.
+        // The position is written in the transaction of its records (C14). If it were committed separately, a crash
+        // between the two commits would publish the records twice, or lose them if the source has already discarded
+        // them.
         if let Err(error) = self.producer.send(self.positions.records(position)) {
             return Err(self.producer_error("store the position", error, open));
         }

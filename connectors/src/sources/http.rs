@@ -471,7 +471,7 @@ impl source::Source for Source {
     }
 
     fn close(&mut self) {
-        // Dropping the senders makes `HttpSourceHandle::post` return `UnknownOutcome`.
+        // If the senders are dropped, `HttpSourceHandle::post` returns `UnknownOutcome`.
         self.pending.clear();
         *self.tables.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new([]);
     }

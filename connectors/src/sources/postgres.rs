@@ -1,10 +1,10 @@
 //! The PostgreSQL source: a snapshot of the declared tables, then every transaction from logical replication.
 //!
 //! The topic contains the database's transactions in commit order, complete, and each record once (C14). The slot is
-//! acknowledged only up to positions that are committed. A slot, timeline, cluster or publication that does not fit the
-//! stored position leads to `NEEDS_RESYNC` instead of a gap. A table that does not fit leads to `NEEDS_SNAPSHOT`: its changes
-//! are skipped, its views are marked stale, and the other tables continue. The source writes to no table, and touches only
-//! its own slot and publication.
+//! acknowledged only up to positions that are committed. If the slot, timeline, cluster or publication does not match
+//! the stored position, the connector reports `NEEDS_RESYNC` instead of publishing a gap. If a table no longer matches,
+//! it becomes `NEEDS_SNAPSHOT`: its changes are skipped, its views are marked stale, and the other tables continue. The
+//! source writes to no table and changes only its own slot and publication.
 
 pub mod catalog;
 mod changes;
@@ -124,7 +124,7 @@ enum Phase {
 }
 
 impl Phase {
-    /// The static record, and whether the source streams.
+    /// The static record, and whether the source is streaming.
     fn source(&self) -> Option<(&StaticRecord, bool)> {
         Some(match self {
             Phase::Closed => return None,
@@ -136,7 +136,7 @@ impl Phase {
     }
 }
 
-/// The states of the tables, as of a static record.
+/// The states of the tables according to a static record.
 struct Reports {
     tables: Arc<[TableReport]>,
     of: Option<(StaticRecord, bool)>,
@@ -170,7 +170,7 @@ impl Reports {
 }
 
 impl Source {
-    /// A source that publishes the declared tables to a topic.
+    /// Creates a source that publishes the declared tables to a topic.
     ///
     /// # Errors
     /// [`Error::Rejected`] if the URL is not valid or no table is declared.
@@ -302,7 +302,7 @@ impl Source {
         Ok(Phase::Copy(Box::new(snapshot)))
     }
 
-    /// Does what the phase requires.
+    /// Performs the next step of the current phase.
     async fn advance(&mut self, batch: &mut Batch<Position>, budget: Budget) -> Result<Boundary> {
         match &mut self.phase {
             Phase::Announce(position) => {

@@ -112,7 +112,7 @@ impl RecordBatch {
         self.entries.iter().map(|entry| RecordRef { batch: self, entry })
     }
 
-    /// Returns the records at these indices; none if the range is not within the batch.
+    /// Returns the records at these indices; an empty slice if the range is not within the batch.
     pub fn slice(&self, range: Range<usize>) -> RecordSlice<'_> {
         RecordSlice {
             batch: self,
@@ -186,7 +186,7 @@ impl<'a> RecordSlice<'a> {
         self.entries.len()
     }
 
-    /// Returns whether there are no records.
+    /// Returns whether the slice is empty.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

@@ -3,12 +3,11 @@
 //! Blocks of records, control records, committed offsets and topics are in a store with atomic batches (`backing`). What
 //! readers need for every poll is in memory (`state`). A change is stored first and then published in the state.
 //!
-//! A process that is killed loses nothing that was acknowledged; transactions that were open are aborted when the log is
-//! opened again. What a crash of the host can lose depends on [`Durability`]. It never leaves a gap, and the log gets a new
-//! epoch if acknowledged writes may be lost. A full disk is an error ([`Error::StorageUnavailable`]); the log continues by
-//! itself when there is space.
-//! One process at a time can open a directory. All clients live in this process: a group member is alive until it is
-//! closed or dropped, and there are no heartbeats.
+//! If the process is killed, no acknowledged write is lost, and open transactions are aborted when the log is opened
+//! again. What a crash of the host can lose depends on [`Durability`]. A crash never leaves a gap, and the log gets a
+//! new epoch if acknowledged writes may be lost. If the disk is full, writes fail with [`Error::StorageUnavailable`]
+//! until there is free space. One process at a time can open a directory. All clients live in this process: a group
+//! member is alive until it is closed or dropped, and there are no heartbeats.
 
 mod backing;
 mod block;
@@ -73,9 +72,9 @@ impl EmbeddedLog {
 /// Opens a log, or creates one in an empty directory. Aborts transactions that were left open.
 ///
 /// # Errors
-/// [`Error::Rejected`] if another process has opened the directory or files cannot be written; [`Error::Corrupt`] if it is
-/// damaged or was written by a newer version; [`Error::StorageUnavailable`] if the disk is full; [`Error::Storage`] if the
-/// store fails.
+/// [`Error::Rejected`] if another process has opened the directory or files cannot be written; [`Error::Corrupt`] if
+/// the files are corrupt or were written by a newer version; [`Error::StorageUnavailable`] if the disk is full;
+/// [`Error::Storage`] if the store fails.
 pub fn open(config: Config) -> Result<Arc<EmbeddedLog>> {
     let backing: Box<dyn Backing> = match &config.dir {
         Some(dir) => Box::new(DiskBacking::open(dir, &config)?),

@@ -110,17 +110,17 @@ pub enum Error {
         /// What is corrupt.
         reason: String,
     },
-    /// The embedded log cannot use its directory now, for example because the disk is full. Nothing was written. It
-    /// continues by itself when the cause is gone.
+    /// The embedded log cannot currently use its directory, for example because the disk is full. Nothing was written.
+    /// Writes succeed again once the cause is fixed, without a restart.
     #[error("cannot {attempted} in {}: {cause}; {fix}", dir.display())]
     StorageUnavailable {
         /// What was attempted.
         attempted: &'static str,
         /// The directory.
         dir: PathBuf,
-        /// Why it cannot be used.
+        /// Why the directory cannot be used.
         cause: String,
-        /// What an operator does.
+        /// The fix.
         fix: &'static str,
     },
     /// A storage operation of the embedded log failed.

@@ -138,7 +138,7 @@ pub trait EventLog: Send + Sync {
         Ok(())
     }
 
-    /// Returns what the last opening of an embedded log cut or lost, for operators.
+    /// Returns a notice for operators if an embedded log cut or lost data when it was opened.
     fn notice(&self) -> Option<Notice> {
         None
     }
@@ -151,7 +151,7 @@ pub trait EventLog: Send + Sync {
     fn log_epoch(&self) -> Result<String>;
 }
 
-/// What the last opening of an embedded log cut or lost.
+/// Data that an embedded log cut or lost when it was opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
     /// Description for operators.

@@ -184,7 +184,7 @@ fn changes_that_make_rows_wrong_need_a_snapshot() {
         (
             "unpublished",
             "DO $$ BEGIN EXECUTE format('ALTER PUBLICATION %I DROP TABLE orders', (SELECT pubname FROM pg_publication)); END $$",
-            "does not contain table orders",
+            "no longer contains table orders",
         ),
         (
             "filtered",

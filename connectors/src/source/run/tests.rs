@@ -1,4 +1,4 @@
-//! The loop with sources that always fail.
+//! Tests of the connector loop with sources that always fail.
 
 use super::*;
 use crate::source::Progress;
@@ -8,7 +8,7 @@ use service::Readiness;
 use std::fmt;
 use std::sync::mpsc;
 
-/// A position that is its source epoch.
+/// A position that consists of a source epoch only.
 #[derive(Debug, Clone)]
 struct At(u32);
 
@@ -40,7 +40,7 @@ impl super::super::Position for At {
     }
 }
 
-/// A source whose database never fits its position.
+/// A source whose database never matches its position.
 struct Mismatched {
     opened: mpsc::Sender<()>,
 }

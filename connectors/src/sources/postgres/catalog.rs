@@ -22,7 +22,7 @@ pub struct Table {
     pub readable: bool,
     /// Whether it is partitioned.
     pub partitioned: bool,
-    /// Whether tables inherit from it that are not its partitions.
+    /// Whether tables other than its partitions inherit from it.
     pub has_children: bool,
     /// Whether row-level security restricts what this user reads.
     pub row_security: bool,
@@ -121,7 +121,7 @@ impl Publication {
 
 const ATTEMPTED: &str = "read the catalog";
 
-/// What the catalog has for the declared tables of a connector.
+/// The catalog's entries for the declared tables of a connector.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Catalog {
     pub(super) tables: Tables,
@@ -131,8 +131,9 @@ pub(super) struct Catalog {
 impl Catalog {
     /// Reads these tables and the publication.
     ///
-    /// The publication first: if a table is dropped in between, the table is missing, and not only its publication. A
-    /// transaction would not help, because the functions that describe publications read the newest catalog.
+    /// The publication is read first: if a table is dropped between the two queries, the table is reported as missing,
+    /// and not merely as unpublished. A transaction would not help, because the functions that describe publications
+    /// read the newest catalog.
     pub(super) async fn read(sql: &Sql, names: &[TableName], publication_name: &str) -> Result<Self> {
         let publication = publication(sql, publication_name).await?;
         let wanted: Vec<(&str, &str)> = names.iter().map(|t| (t.schema(), t.table())).collect();
@@ -146,7 +147,7 @@ impl Catalog {
         self.tables.get(&pair(name))
     }
 
-    /// What is published of a table; `None` if the publication does not exist or does not contain the table.
+    /// The part of a table that is published; `None` if the publication does not exist or does not contain the table.
     pub(super) fn published(&self, name: &TableName) -> Option<&Published> {
         self.publication.as_ref()?.tables.get(&pair(name))
     }
@@ -224,7 +225,7 @@ pub async fn tables(sql: &Sql, wanted: Option<&[(&str, &str)]>) -> Result<Tables
 
 type Tables = BTreeMap<(String, String), Table>;
 
-/// Adds primary keys and replica identity indexes.
+/// Adds the primary keys and replica identity indexes to the tables.
 async fn read_keys(sql: &Sql, which: &str, found: &mut Tables) -> Result<()> {
     let keys = format!(
         "SELECT n.nspname, c.relname, i.indisprimary, i.indisreplident, NOT i.indimmediate AS deferrable, a.attname \
@@ -249,11 +250,11 @@ async fn read_keys(sql: &Sql, which: &str, found: &mut Tables) -> Result<()> {
     Ok(())
 }
 
-/// Adds partitions.
+/// Adds the partitions to the tables.
 ///
-/// A partition that was attached may have rows that no change announces. `CREATE TABLE … PARTITION OF` inserts its rows of
-/// `pg_type` and `pg_inherits` in one transaction, two command ids apart; a table that was created, filled and attached in
-/// one transaction has them further apart.
+/// An attached partition may contain rows for which the stream has no inserts. `CREATE TABLE … PARTITION OF` inserts
+/// its rows of `pg_type` and `pg_inherits` in one transaction, two command ids apart. If a table was created, filled
+/// and attached in one transaction, these command ids differ by more.
 async fn read_partitions(sql: &Sql, which: &str, found: &mut Tables) -> Result<()> {
     let partitions = format!(
         "SELECT n.nspname, c.relname, l.oid, coalesce(pg_relation_filenode(l.oid), 0) AS file_node, \

@@ -4,8 +4,9 @@
 //! ordinals, and records at or below the stored position are skipped. The last record of a transaction is marked as last.
 //! The position is always that of the last record that was emitted. Changes of undeclared tables produce no record.
 //!
-//! A table whose definition does not fit its static record any more is stopped: its changes are skipped, and one record
-//! tells readers that changes are missing. A row that cannot be encoded becomes a dead letter. Neither stops the others.
+//! If a table's definition no longer matches its static record, the table is stopped: its changes are skipped, and one
+//! record informs readers that changes are missing. A row that cannot be encoded becomes a dead letter. In both cases
+//! the other tables and rows continue.
 
 use super::drift;
 use super::emitter::{Emitter, Missing, Published};
@@ -54,18 +55,19 @@ struct PendingRecord {
     key: Vec<u8>,
     value: Vec<u8>,
     tombstone: bool,
-    /// Set if the record is missing.
+    /// Set if this is a missing record.
     missing: Option<Lacking>,
-    /// If the row's key changed: the new key for the tombstone, the old key for the row. Otherwise empty.
+    /// If an update changed the row's key, it produces two records: here the tombstone of the old key contains the new
+    /// key, and the row with the new key contains the old key. Empty for other changes.
     other_key: Vec<u8>,
 }
 
-/// Why a record is missing.
+/// Why a change is published as a missing record.
 #[derive(Debug)]
 enum Lacking {
-    /// It cannot be encoded and becomes a dead letter.
+    /// The row cannot be encoded and becomes a dead letter.
     DeadLetter(String),
-    /// Its table is stopped.
+    /// The table is stopped.
     Stopped(String),
 }
 
@@ -83,7 +85,7 @@ struct Rejection {
     reason: String,
 }
 
-/// A row as the stream has it.
+/// A row as received from the stream.
 struct Sent<'a> {
     old: Option<Old<'a>>,
     new: Tuple<'a>,
@@ -125,11 +127,11 @@ impl<'k> RecordId<'k> {
     }
 }
 
-/// What the stream is converted with.
+/// Parameters of the conversion.
 pub(super) struct Setup {
     /// The connector.
     pub(super) connector: Arc<str>,
-    /// All declared tables, also those that are stopped.
+    /// All declared tables, including stopped ones.
     pub(super) declared: Arc<[TableName]>,
     /// Encoders of the tables that are not stopped.
     pub(super) tables: Arc<[Table]>,
@@ -198,8 +200,8 @@ impl Changes {
         self.position.complete_lsn = self.position.complete_lsn.max(end_lsn);
     }
 
-    /// Moves the position to an LSN below which everything was sent, and publishes there which tables were stopped.
-    /// Ignored inside a source transaction, because the rest of it is still to come.
+    /// Advances the position to an LSN below which the server has sent everything, and publishes at this position which
+    /// tables were stopped. Does nothing inside a source transaction, whose remaining changes have not arrived yet.
     pub(super) fn advance(&mut self, lsn: Lsn, out: &mut OutBatch) {
         if self.transaction.is_none() && lsn >= self.position.complete_lsn {
             self.position.complete_lsn = lsn;
@@ -226,7 +228,7 @@ impl Changes {
         }
     }
 
-    /// Stops a table: from now on its changes are skipped. `first` is what has to be done before a snapshot.
+    /// Stops a table: from now on its changes are skipped. `first` is the fix that is required before a snapshot.
     pub(super) fn stop(&mut self, table: &str, cause: String, first: Option<&str>) {
         let connector = &self.setup.connector;
         let state = drift::needs_snapshot(connector, cause, first);
@@ -291,7 +293,8 @@ impl Changes {
         }
     }
 
-    /// Stores the mapping of a relation; it is valid until the relation is sent again. Stops a table that does not fit.
+    /// Stores the mapping of a relation, which is valid until the relation is sent again. Stops the table if it no
+    /// longer matches.
     fn relation(&mut self, relation: &Relation<'_>) {
         let found = map(
             relation,
@@ -309,8 +312,8 @@ impl Changes {
         self.mappings.insert(relation.id, mapped);
     }
 
-    /// Assigns the ordinal of a change; `None` if it needs no record, because its table is not declared or is stopped, or
-    /// because it is published.
+    /// Assigns the ordinal of a change. Returns `None` if the change needs no record, because its table is not declared
+    /// or is stopped, or because it is already published.
     fn next_change(&mut self, relation: RelationId, out: &mut OutBatch) -> Result<Option<Change>> {
         let Some(transaction) = &mut self.transaction else {
             return Err(protocol_error("a change outside a transaction"));
@@ -344,7 +347,7 @@ impl Changes {
         }
     }
 
-    /// Skips a change of a stopped table. The first one is replaced by the record that tells readers.
+    /// Skips a change of a stopped table. The first skipped change is replaced by the record that informs readers.
     fn skip(&mut self, table: &str, ordinal: u32, out: &mut OutBatch) {
         metrics::counter!("trunkline_connector_skipped_changes_total", "connector" => self.setup.connector.to_string(),
             "table" => table.to_owned())
@@ -361,9 +364,10 @@ impl Changes {
         }
     }
 
-    /// Publishes which tables were stopped, outside of source transactions: no later change of the table may ever come.
+    /// Publishes, outside of source transactions, which tables were stopped. It cannot wait for the next change of the
+    /// table, which may never come.
     fn publish_stopped(&mut self, lsn: Lsn, out: &mut OutBatch) {
-        // The record before `lsn` began before this LSN, and the next one begins at `lsn` or after it.
+        // The WAL record that ends at `lsn` began before this LSN, and the next one begins at or after `lsn`.
         let at = Lsn(lsn.0.saturating_sub(1));
         if at < self.position.lsn {
             return;
@@ -399,7 +403,7 @@ impl Changes {
         });
     }
 
-    /// Converts an insert or update. If the key changed, the old key gets a tombstone first.
+    /// Converts an insert or update. If the key changed, a tombstone of the old key precedes the row.
     fn row(&mut self, change: &Change, old: Option<Old<'_>>, new: Tuple<'_>, out: &mut OutBatch) {
         let tables = Arc::clone(&self.setup.tables);
         let table = tables.get(change.mapping.table).expect("a mapping's table exists");
@@ -500,14 +504,14 @@ impl Changes {
         let lsn = self.transaction.as_ref().map_or(Lsn(0), |t| t.commit_lsn);
         self.truncated.insert(name.to_owned(), lsn);
         if let Some(record) = self.position.source.table(name).filter(|r| !r.partitions.is_empty()) {
-            // The truncation gave its partitions new file nodes, which the next comparison with the catalog records.
+            // The truncation gave the partitions new file nodes, which the next comparison with the catalog records.
             let mut record = record.clone();
             record.partitions.values_mut().for_each(|file_node| *file_node = 0);
             self.set_record(name, record);
         }
     }
 
-    /// Emits the pending record and makes this one pending, unless it is published already. Swaps the value's buffer.
+    /// Emits the pending record and makes `record` pending, unless it is already published. Swaps the value's buffer.
     fn push(&mut self, record: &RecordId<'_>, content: Content<'_>, out: &mut OutBatch) {
         let Some(transaction) = &self.transaction else { return };
         if self.position.contains(transaction.commit_lsn, record.ordinal) {

@@ -36,7 +36,7 @@ pub(super) struct Problem {
     pub(super) fix: String,
 }
 
-/// Oldest supported version: the replication stream needs options that older servers do not know.
+/// Oldest supported version. Older servers do not support the options that the replication stream needs.
 const VERSION_MIN: u32 = 140_000;
 
 /// A table that cannot be published as declared.
@@ -85,7 +85,7 @@ pub(super) async fn check_server(sql: &Sql, server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// Checks one declared table: columns, key, and what would make snapshot or stream incomplete.
+/// Checks one declared table: its columns, its key, and settings that would make the snapshot or the stream incomplete.
 pub(super) fn check(
     table: &Declared,
     catalog: &Catalog,
@@ -123,7 +123,7 @@ pub(super) fn check(
     }
 }
 
-/// The error of tables that cannot be published.
+/// Creates the error for tables that cannot be published.
 pub(super) fn rejected(server: &Server, tables: &[Unsuitable]) -> Error {
     let problems: Vec<Problem> = tables.iter().flat_map(|t| t.problems.clone()).collect();
     Error::Rejected {
@@ -218,7 +218,7 @@ fn check_table(declared: &Declared, actual: &Table, user: &str) -> std::result::
     }
 }
 
-/// Checks that a snapshot contains all rows that the stream contains, and the reverse.
+/// Checks that the snapshot and the stream contain the same rows.
 fn check_reading(declared: &Declared, actual: &Table, user: &str) -> Vec<Problem> {
     let mut problems = Vec::new();
     if actual.row_security {
@@ -233,7 +233,7 @@ fn check_reading(declared: &Declared, actual: &Table, user: &str) -> Vec<Problem
     if actual.has_children {
         problems.push(Problem {
             what: format!(
-                "other tables inherit from table {}, and their changes are not published as changes of it",
+                "other tables inherit from table {}, and the publication does not publish their changes as changes of that table",
                 declared.name
             ),
             fix: format!(
@@ -295,7 +295,7 @@ pub(super) fn fits(declared: &str, actual: &Column) -> bool {
 
 /// Creates the publication, or adds missing tables to it.
 ///
-/// Only before a snapshot: a table that was not published for a while has lost changes.
+/// Call this only before a snapshot: a table that was temporarily not published has lost changes.
 ///
 /// # Errors
 /// [`Error::Rejected`] with the statements to run, if this user lacks the permission.
@@ -366,7 +366,9 @@ fn check_published(name: &str, found: &Publication, declared: &Declared, actual:
     let (quoted_name, table) = (identifier(name), &declared.name);
     if actual.partitioned && !found.via_root {
         return Some(Problem {
-            what: format!("publication {name} publishes changes of the partitions of table {table} as their own"),
+            what: format!(
+                "publication {name} publishes changes of the partitions of table {table} under the partitions' names"
+            ),
             fix: format!("ALTER PUBLICATION {quoted_name} SET (publish_via_partition_root = true)"),
         });
     }

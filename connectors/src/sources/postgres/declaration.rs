@@ -1,4 +1,4 @@
-//! What a PostgreSQL source is declared to publish, and what follows from a reading of the catalog.
+//! The declaration of a PostgreSQL source, and checks of it against the catalog.
 
 use super::catalog::Catalog;
 use super::check::{self, Declared};
@@ -26,13 +26,14 @@ impl Declaration {
         self.tables.iter().map(|t| t.name.clone()).collect()
     }
 
-    /// What has to be done before a snapshot of a table, if anything.
+    /// The fix that is required before a snapshot of the table; `None` if the table can be published.
     pub(super) fn first_fix(&self, table: &Declared, catalog: &Catalog) -> Option<String> {
         let checked = check::check(table, catalog, &self.server, &self.publication);
         checked.err().map(|unsuitable| unsuitable.fix())
     }
 
-    /// Checks the publication. Without it, or while it lacked operations, changes of every table were lost.
+    /// Checks the publication. While it did not exist or did not publish all operations, changes of all tables were
+    /// lost.
     ///
     /// # Errors
     /// [`Error::NeedsResync`].
@@ -40,24 +41,24 @@ impl Declaration {
         let name = &self.publication;
         let reason = match &catalog.publication {
             _ if was.name != *name => format!(
-                "the publication is {name}, but the stored position is from publication {}",
+                "the declared publication is {name}, but the stored position was written with publication {}",
                 was.name
             ),
             None => format!("publication {name} no longer exists"),
             Some(found) if found.oid != was.oid => format!(
-                "publication {name} was dropped and created again (its OID is {}, but the stored position is from OID {})",
+                "publication {name} was dropped and created again (its OID is {}, but the stored position was written with OID {})",
                 found.oid, was.oid
             ),
             Some(found) if !found.publishes_all() => {
-                format!("publication {name} does not publish all operations any more")
+                format!("publication {name} no longer publishes all operations")
             }
             Some(_) => return Ok(()),
         };
         Err(Error::NeedsResync { reason })
     }
 
-    /// The reason for a new snapshot, if snapshots are to be taken without an operator and one would help: a table that
-    /// needs a snapshot could be published now.
+    /// Returns the reason for a new snapshot if `on_mismatch` is `resync` and a snapshot would help, because a table
+    /// that needs one could now be published.
     pub(super) fn wants_resync(&self, content: &Content, catalog: &Catalog) -> Option<String> {
         if self.on_mismatch != OnMismatch::Resync {
             return None;

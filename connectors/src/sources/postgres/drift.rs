@@ -1,8 +1,8 @@
-//! Compares a table's static record with the catalog and with the stream: what has changed since its rows were read, and
-//! whether its changes can still be published.
+//! Compares a table's static record with the catalog and with the stream, to find changes of the table's definition
+//! since its rows were read, and to decide whether its changes can still be published.
 //!
-//! A difference that the stream does not announce row by row (a replaced table, a rewritten column, an attached
-//! partition) makes the published rows wrong, and so do changes that the stream lacks. The table then needs a snapshot.
+//! The published rows are wrong after a difference for which the stream contains no row changes (a replaced table, a
+//! rewritten column, an attached partition), and after changes that the stream lacks. The table then needs a snapshot.
 //! Differences without such an effect are accepted and recorded.
 
 use super::catalog::{self, Catalog, Table};
@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 /// Result of a comparison with the catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The changes of the table can be published; the record as of now.
+    /// The changes of the table can be published. Contains the current record.
     Fits(Box<TableRecord>),
     /// The table needs a snapshot.
     NeedsSnapshot {
@@ -28,7 +28,7 @@ fn stop(cause: String) -> Verdict {
     Verdict::NeedsSnapshot { cause }
 }
 
-/// What fixes a table that needs a snapshot: `first`, if anything has to be done before, then a snapshot.
+/// The fix of a table that needs a snapshot: `first`, if present, then a snapshot.
 pub(super) fn fix(connector: &str, first: Option<&str>) -> String {
     let resync = format!(
         "set on_mismatch = \"resync\" for connector {connector} and restart; it takes a new snapshot of its tables"
@@ -39,7 +39,7 @@ pub(super) fn fix(connector: &str, first: Option<&str>) -> String {
     }
 }
 
-/// The state of a table that needs a snapshot and whose readers do not know it yet.
+/// The state of a table that needs a snapshot, before its readers are informed.
 pub(super) fn needs_snapshot(connector: &str, cause: String, first: Option<&str>) -> NeedsSnapshot {
     NeedsSnapshot {
         cause,
@@ -49,7 +49,7 @@ pub(super) fn needs_snapshot(connector: &str, cause: String, first: Option<&str>
     }
 }
 
-/// The record of a table that is about to be read.
+/// The record of a table whose rows are about to be read.
 pub(super) fn record(checked: &Checked, catalog: &Catalog) -> TableRecord {
     let declared = &checked.declared;
     let names = checked.key.iter().filter_map(|at| declared.columns.get(*at));
@@ -85,7 +85,7 @@ fn column_record(column: &catalog::Column) -> ColumnRecord {
     }
 }
 
-/// Compares a table with the catalog. Ignores file nodes of partitions, see [`truncated_partition`].
+/// Compares a table with the catalog. Ignores the file nodes of partitions; see [`truncated_partition`].
 pub(super) fn compare(declared: &Declared, was: &TableRecord, catalog: &Catalog, publication: &str) -> Verdict {
     let name = &declared.name;
     let Some(table) = catalog.table(name) else {
@@ -96,13 +96,13 @@ pub(super) fn compare(declared: &Declared, was: &TableRecord, catalog: &Catalog,
     }
     if table.has_children {
         return stop(format!(
-            "other tables inherit from table {name}, and their changes are not published as changes of it"
+            "other tables inherit from table {name}, and the publication does not publish their changes as changes of that table"
         ));
     }
     let partitioned_itself = catalog.publication.as_ref().is_some_and(|p| !p.via_root) && table.partitioned;
     let Some(published) = catalog.published(name).filter(|_| !partitioned_itself) else {
         return stop(format!(
-            "publication {publication} does not contain table {name} any more, so changes were lost"
+            "publication {publication} no longer contains table {name}, so changes were lost"
         ));
     };
     if let Some(filter) = &published.row_filter {
@@ -134,7 +134,7 @@ pub(super) fn compare(declared: &Declared, was: &TableRecord, catalog: &Catalog,
             *file_node = *known;
         }
     }
-    // Columns that are not declared any more were read, so they may be declared again.
+    // Keep columns that are no longer declared. They were read, so they may be declared again.
     now.columns.clone_from(&was.columns);
     for column in &mut now.columns {
         if let Some(found) = table.column(&column.name).filter(|c| c.number == column.number) {
@@ -145,7 +145,7 @@ pub(super) fn compare(declared: &Declared, was: &TableRecord, catalog: &Catalog,
 }
 
 fn replaced(name: &TableName, was: u32, is: u32) -> String {
-    format!("table {name} was replaced: its OID is {is}, but its rows were read from OID {was}")
+    format!("table {name} was replaced: its OID is {is}, but its rows were read from the table with OID {was}")
 }
 
 fn identity_lacks(name: &TableName, column: &str) -> String {
@@ -194,7 +194,7 @@ fn compare_columns(
             .is_some_and(|list| !list.contains(column_name))
         {
             return Some(format!(
-                "the publication does not contain column {column_name} of table {name} any more"
+                "the publication no longer contains column {column_name} of table {name}"
             ));
         }
     }
@@ -209,17 +209,17 @@ fn type_changed(name: &TableName, was: &ColumnRecord, is: &str) -> String {
     )
 }
 
-/// Whether `to` has all values of `from`, in the same text form.
+/// Whether type `to` has all values of type `from`, in the same text format.
 fn widens(from: &str, to: &str) -> bool {
     matches!((from, to), ("int2", "int4" | "int8") | ("int4", "int8"))
 }
 
-/// Types that share their text form.
+/// Types with the same text format.
 fn is_text(type_name: &str) -> bool {
     matches!(type_name, "text" | "varchar")
 }
 
-/// Whether a change of a column's type may change stored values, which no change of a row announces.
+/// Whether a change of a column's type may change stored values. The stream contains no row changes for it.
 fn rewrites(was: &ColumnRecord, now: &ColumnRecord) -> bool {
     if was.type_oid != now.type_oid {
         let harmless = widens(&was.type_name, &now.type_name) || (is_text(&was.type_name) && is_text(&now.type_name));
@@ -227,9 +227,9 @@ fn rewrites(was: &ColumnRecord, now: &ColumnRecord) -> bool {
     }
     let (before, after) = (was.type_modifier, now.type_modifier);
     match now.type_name.as_str() {
-        // The lower half is the scale; no modifier accepts any scale.
+        // The lower half of the modifier is the scale. Without a modifier, every scale is accepted.
         "numeric" => after != -1 && (before == -1 || (before.wrapping_sub(4) ^ after.wrapping_sub(4)) & 0xffff != 0),
-        // Fewer digits of a second, or fewer bits or characters.
+        // Fewer fractional digits of a second, or fewer bits or characters.
         "timestamp" | "timestamptz" | "time" | "timetz" | "interval" | "bit" | "varbit" | "bpchar" => {
             before != after && after != -1
         }
@@ -253,8 +253,8 @@ fn compare_partitions(
     ))
 }
 
-/// The cause if a partition was truncated or rewritten since its file node was recorded. A recorded 0 is unknown: the
-/// whole table was truncated, which the stream contains.
+/// Returns the cause if a partition was truncated or rewritten since its file node was recorded. A recorded 0 means
+/// that the file node is unknown because the whole table was truncated, which the stream contains.
 pub(super) fn truncated_partition(name: &TableName, was: &TableRecord, catalog: &Catalog) -> Option<String> {
     let table = catalog.table(name)?;
     let (oid, _) = table.partitions.iter().find(|(oid, partition)| {
@@ -266,7 +266,7 @@ pub(super) fn truncated_partition(name: &TableName, was: &TableRecord, catalog: 
     ))
 }
 
-/// Records the file nodes of partitions whose recorded one is unknown.
+/// Records the file nodes of partitions that have none recorded.
 pub(super) fn record_file_nodes(record: &mut TableRecord, name: &TableName, catalog: &Catalog) {
     let Some(table) = catalog.table(name) else { return };
     for (oid, file_node) in record.partitions.iter_mut().filter(|(_, file_node)| **file_node == 0) {
@@ -274,7 +274,8 @@ pub(super) fn record_file_nodes(record: &mut TableRecord, name: &TableName, cata
     }
 }
 
-/// The cause if a relation of the stream, which is this table by its name or its OID, does not fit the record.
+/// Returns the cause if a relation of the stream does not match the table's record. The relation has the name or the
+/// OID of the table.
 pub(super) fn compare_relation(name: &TableName, was: &TableRecord, relation: &Relation<'_>) -> Option<String> {
     if relation.id != was.oid {
         return Some(replaced(name, was.oid, relation.id));
@@ -294,7 +295,7 @@ pub(super) fn compare_relation(name: &TableName, was: &TableRecord, relation: &R
     None
 }
 
-/// The cause if the type of a declared column in a relation of the stream does not fit the record.
+/// Returns the cause if the type of a declared column in a relation of the stream does not match the record.
 pub(super) fn compare_type(
     name: &TableName,
     was: &TableRecord,
@@ -323,7 +324,7 @@ pub(super) fn compare_type(
     Some(type_changed(name, known, &is))
 }
 
-/// Names of the built-in types between which a column may change; the stream has OIDs only.
+/// Returns the name of a built-in type to which a column's type may change. The stream contains only OIDs.
 fn built_in_type(oid: u32) -> Option<&'static str> {
     Some(match oid {
         20 => "int8",

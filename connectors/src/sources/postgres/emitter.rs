@@ -1,18 +1,19 @@
-//! Appends records with the headers that every source record has, and replaces records that cannot be published.
+//! Appends records with the headers of source records, and replaces records that cannot be published.
 //!
-//! A record that is too large for the topic, and a row that cannot be encoded, become a dead letter and a *missing* record
-//! at the place of the change: readers then know that the row, or any row of the table, lacks a change.
+//! A record that is too large for the topic, or a row that cannot be encoded, is replaced by a dead letter and a
+//! *missing* record. The missing record informs readers that a change is missing in this row, or in an unknown row of
+//! the table.
 
 use event_log::{Header, OutBatch, OutRecord};
 use schemas::headers::{self, Tx, errors};
 use schemas::key::KeyWriter;
 use std::sync::Arc;
 
-/// Room for headers and for the overhead of a record and its batch.
+/// Bytes reserved for headers and for the overhead of a record and its batch.
 const OVERHEAD_BYTES: usize = 1_024;
-/// Limit of a reason in a header.
+/// Maximum length of a reason in a header, in bytes.
 const REASON_BYTES_MAX: usize = 2_000;
-/// Keys larger than this are not repeated; the whole table then lacks a change.
+/// Maximum size of a key in a missing record. For a larger key, the missing record applies to the whole table.
 const KEY_BYTES_MAX: usize = 32 << 10;
 /// First element of the key of a missing record.
 const MISSING: &str = "~missing";
@@ -31,7 +32,7 @@ pub(super) struct Published<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Missing<'a> {
     pub(super) table: &'a str,
-    /// The key of its row; empty if any row of the table may lack changes.
+    /// The key of the row; empty if any row of the table may lack changes.
     pub(super) key: &'a [u8],
     pub(super) reason: &'a str,
     stage: &'static str,
@@ -39,7 +40,7 @@ pub(super) struct Missing<'a> {
 }
 
 impl<'a> Missing<'a> {
-    /// Any row of the table may lack changes.
+    /// A missing change for which the row is unknown: any row of the table may lack changes.
     pub(super) fn of_table(table: &'a str, reason: &'a str) -> Self {
         Missing {
             table,
@@ -50,7 +51,7 @@ impl<'a> Missing<'a> {
         }
     }
 
-    /// The row with this key lacks a change; an empty key means the table.
+    /// A missing change of the row with this key; with an empty key, of the table.
     pub(super) fn of_row(table: &'a str, key: &'a [u8], reason: &'a str) -> Self {
         Missing {
             key,
@@ -123,7 +124,7 @@ impl Emitter {
         out.push(record, names.into_iter().chain(extra));
     }
 
-    /// Appends the record that tells readers of a missing change.
+    /// Appends a missing record.
     pub(super) fn missing(&mut self, tx: &Tx, missing: &Missing<'_>, out: &mut OutBatch) {
         self.write_tx(tx);
         self.write_key(missing);
@@ -138,8 +139,8 @@ impl Emitter {
         out.push(record, self.headers(missing, reason));
     }
 
-    /// Appends a missing record, and a copy of it with the error to the dead-letter topic. The row itself cannot be
-    /// copied: it cannot be encoded or is too large.
+    /// Appends a missing record, and writes a copy of it with the error to the dead-letter topic. The row itself cannot
+    /// be copied, because it cannot be encoded or is too large.
     pub(super) fn dead_letter(&mut self, tx: &Tx, missing: &Missing<'_>, out: &mut OutBatch) {
         self.missing(tx, missing, out);
         self.dead_letters += 1;
@@ -193,7 +194,7 @@ impl Emitter {
     }
 }
 
-/// The beginning of a reason, up to the limit of a header.
+/// Returns a prefix of a reason, at most [`REASON_BYTES_MAX`] long.
 fn cut(reason: &str) -> &str {
     match reason
         .char_indices()

@@ -1,8 +1,8 @@
 //! The monitor of a streaming source: a task with its own connection that writes heartbeats and reads the catalog.
 //!
-//! The heartbeat is a logical message that lets the slot of an idle database advance; no table is needed for it. The
-//! catalog shows what the stream does not: replaced tables, partitions, publications. The stream is never blocked by the
-//! task. A failure of the task never fails the connector: the stream itself reports an unreachable database.
+//! A heartbeat is a logical message that allows the slot of an idle database to advance; it needs no table. The catalog
+//! contains information that the stream lacks, about replaced tables, partitions and publications. The task never
+//! blocks the stream, and its failure never fails the connector: the stream itself reports an unreachable database.
 
 use super::catalog::Catalog;
 use super::server::{Server, Sql, literal};
@@ -13,34 +13,34 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-/// What the monitor reads.
+/// Parameters of the monitor.
 pub(super) struct Watched {
     pub(super) server: Server,
     pub(super) slot: String,
     pub(super) publication: String,
     pub(super) tables: Vec<TableName>,
-    /// Interval.
+    /// Interval between heartbeats.
     pub(super) every: Duration,
 }
 
-/// One reading.
+/// The result of reading the catalog once.
 #[derive(Debug)]
 pub(super) struct Observation {
     pub(super) catalog: Catalog,
-    /// Everything that the catalog shows was committed before this LSN.
+    /// Everything in `catalog` was committed before this LSN.
     pub(super) at: Lsn,
     /// Bytes of WAL that the slot has not acknowledged.
     pub(super) lag_bytes: Option<u64>,
 }
 
-/// A running monitor; it ends when the value is dropped.
+/// A running monitor. Dropping it stops the task.
 pub(super) struct Monitor {
     observations: mpsc::Receiver<Observation>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Monitor {
-    /// Starts it on the current runtime. The first reading is immediate.
+    /// Starts the monitor on the current runtime. It reads the catalog for the first time immediately.
     pub(super) fn start(watched: Watched) -> Self {
         let (send, observations) = mpsc::channel(1);
         let task = tokio::runtime::Handle::current().spawn(watch(watched, send));
@@ -50,7 +50,7 @@ impl Monitor {
         }
     }
 
-    /// The next reading, if there is one.
+    /// Returns the next observation, if any. Never waits.
     pub(super) fn poll(&mut self) -> Option<Observation> {
         self.observations.try_recv().ok()
     }
@@ -62,7 +62,7 @@ async fn watch(watched: Watched, observations: mpsc::Sender<Observation>) {
         match observe(&watched, connection.take()).await {
             Ok((sql, observation)) => {
                 connection = Some(sql);
-                // If the last reading was not processed yet, this one would not be either.
+                // If the previous observation has not been processed yet, drop this one.
                 let _ = observations.try_send(observation);
             }
             Err(error) => tracing::warn!(error = service::chain(&error), "heartbeat failed"),
@@ -80,8 +80,8 @@ async fn observe(watched: &Watched, connection: Option<Sql>) -> Result<(Sql, Obs
     let at = sql
         .value("read the WAL position", "SELECT pg_current_wal_insert_lsn()::text")
         .await?;
-    // After the position, so that the stream passes it. One statement writes the message and reads how much WAL the slot
-    // retains.
+    // The message is written after the position was read, so that the stream advances beyond that position. The same
+    // statement reads how much WAL the slot retains.
     let heartbeat = format!(
         "SELECT pg_logical_emit_message(false, 'trunkline.heartbeat', {slot})::text, \
          pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::int8::text \

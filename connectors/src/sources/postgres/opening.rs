@@ -1,4 +1,4 @@
-//! Opening a source: which of the declared tables can be streamed or copied now, and their encoders.
+//! Opens a source: determines which of the declared tables can be streamed or copied, and compiles their encoders.
 
 use super::catalog::Catalog;
 use super::check::{self, Checked, Declared, Unsuitable};
@@ -16,7 +16,7 @@ use schemas::{pg_types, wire};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What opening needs.
+/// Parameters of opening a source.
 pub(super) struct Opener<'o> {
     pub(super) name: &'o SourceName,
     pub(super) declaration: &'o Declaration,
@@ -27,16 +27,17 @@ pub(super) struct Opener<'o> {
 /// The tables of an open source.
 pub(super) struct Opened {
     pub(super) content: Content,
-    /// Encoders of the tables that do not need a snapshot first.
+    /// Encoders of the tables that do not need a snapshot.
     pub(super) tables: Arc<[Table]>,
 }
 
 impl Opener<'_> {
-    /// Prepares to stream: compares the tables with the catalog. A table that does not fit needs a snapshot, and the
+    /// Prepares to stream: compares the tables with the catalog. A table that no longer matches needs a snapshot; the
     /// others are streamed.
     ///
     /// # Errors
-    /// [`Error::NeedsResync`] if the publication does not fit, or if a resync is wanted for a table.
+    /// [`Error::NeedsResync`] if the publication does not match the static record, or if a table requires a resync and
+    /// `on_mismatch` is `resync`.
     pub(super) async fn for_stream(&self, sql: &Sql, stored: &StaticRecord) -> Result<Opened> {
         let declaration = self.declaration;
         let catalog = Catalog::read(sql, &declaration.names(), &declaration.publication).await?;
@@ -60,7 +61,7 @@ impl Opener<'_> {
         })
     }
 
-    /// Compares one table with the catalog; returns its record and, unless it needs a snapshot, its encoder.
+    /// Compares one table with the catalog. Returns its record and, unless it needs a snapshot, its encoder.
     async fn open_table(
         &self,
         declared: &Declared,
@@ -103,8 +104,9 @@ impl Opener<'_> {
         }
     }
 
-    /// Prepares a snapshot: checks the tables and sets up the publication. At the first start every problem is an error.
-    /// Later, a table that cannot be copied needs another snapshot, and does not stop the others.
+    /// Prepares a snapshot: checks the tables and sets up the publication. At the first start every problem is an
+    /// error. Later, a table that cannot be copied is marked as needing another snapshot, and the other tables
+    /// continue.
     ///
     /// # Errors
     /// [`Error::Rejected`] with all problems.
@@ -192,7 +194,7 @@ impl Opener<'_> {
     }
 }
 
-/// The slot of a source and its cluster.
+/// The slot of a source, and the cluster that it belongs to.
 pub(super) struct Slot<'s> {
     pub(super) name: &'s str,
     pub(super) identity: &'s Identity,

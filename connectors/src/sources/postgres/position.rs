@@ -1,8 +1,8 @@
-//! Position of a PostgreSQL source, as stored in its two records.
+//! The position of a PostgreSQL source, which is stored as two records.
 //!
 //! The moving record identifies the last published record by commit LSN and ordinal, and the end of the last completely
-//! published source transaction. The [static record](super::static_record) names cluster, database, slot and tables, so
-//! that a source that does not fit is detected: an LSN alone would fit any cluster.
+//! published source transaction. The [static record](super::static_record) contains cluster, database, slot and tables,
+//! so that a wrong source is detected. An LSN alone would be valid on any cluster.
 
 use super::static_record::{FORMAT, KIND, StaticRecord};
 use crate::source::{StaticPart, Unreadable};
@@ -29,7 +29,7 @@ pub enum Snapshot {
     },
 }
 
-/// Where the source continues.
+/// The position at which the source continues.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
     /// Source epoch: increases with each snapshot that starts, and is the first part of a row's version.
@@ -44,7 +44,7 @@ pub struct Position {
     pub complete_lsn: Lsn,
     /// Progress of the snapshot.
     pub snapshot: Snapshot,
-    /// What the rows are read from.
+    /// The static record of the source from which the rows are read.
     pub source: StaticRecord,
 }
 
@@ -73,7 +73,7 @@ impl Position {
             || (commit_lsn == self.lsn && self.ordinal.is_some_and(|stored| ordinal <= stored))
     }
 
-    /// Whether the source streams.
+    /// Whether the source is streaming.
     pub(super) fn is_streaming(&self) -> bool {
         matches!(self.snapshot, Snapshot::Done { .. })
     }
@@ -158,7 +158,7 @@ impl crate::source::Position for Position {
         })
     }
 
-    /// A snapshot cannot be resumed, so only its end is progress.
+    /// A snapshot cannot be resumed, so only a complete snapshot is progress.
     fn is_beyond(&self, other: &Self) -> bool {
         let place = |p: &Self| (p.complete_lsn, p.lsn, p.ordinal);
         self.is_streaming() && (!other.is_streaming() || place(self) > place(other))

@@ -7,7 +7,7 @@ use super::static_record::StaticRecord;
 use schemas::ids::TableName;
 use std::sync::Arc;
 
-/// What a relation of the stream is.
+/// How a relation of the stream relates to the declared tables.
 #[derive(Debug, Clone)]
 pub(super) enum Mapped {
     /// A declared table whose changes are published.
@@ -31,14 +31,15 @@ pub(super) struct Mapping {
     pub(super) is_prefix: bool,
 }
 
-/// A declared table that a relation does not fit any more.
+/// A declared table that does not match its relation in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Misfit {
     pub(super) table: TableName,
     pub(super) cause: String,
 }
 
-/// Maps a relation. A table is recognized by its OID, and by its name: another table of that name has replaced it.
+/// Maps a relation. A declared table is found by its OID, or else by its name. In the second case another table has
+/// replaced it.
 pub(super) fn map(
     relation: &Relation<'_>,
     declared: &[TableName],

@@ -164,7 +164,7 @@ impl Table {
             return Err(self.column_error(at, "the row has no value for it"));
         };
         let Value::Text(text) = value else {
-            // A null would give different rows the same key.
+            // With a null in the key, different rows would have the same key.
             let reason = match value {
                 Value::Null => "it is a key column and has no value, or its old value was not sent",
                 _ => "it is a key column and its unchanged value was not sent; set REPLICA IDENTITY FULL",

@@ -13,8 +13,8 @@ use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, CopyOutStream, NoTls, SimpleQueryMessage, SimpleQueryRow};
 use tokio_util::task::AbortOnDropHandle;
 
-/// Output format of values, no timeouts from role or database settings that would cancel a long COPY, and an error instead
-/// of a part of the rows if row-level security applies.
+/// Session settings: the output format of values; no timeouts from role or database settings, which would cancel a long
+/// COPY; and an error, instead of only some of the rows, if row-level security applies.
 const SESSION_OPTIONS: &str = "-c datestyle=ISO -c timezone=UTC -c intervalstyle=postgres -c bytea_output=hex \
     -c extra_float_digits=3 -c lc_monetary=C -c search_path=pg_catalog -c statement_timeout=0 -c lock_timeout=0 \
     -c idle_in_transaction_session_timeout=0 -c row_security=off";

@@ -81,8 +81,8 @@ fn decide_start(stored: Option<&Position>, slot: Option<&Slot>, expected: &Expec
     let differs =
         |what: &str, is: &str, was: &str| Err(format!("{what} is {is}, but the stored position is from {was}"));
     if !stored.is_streaming() {
-        // A slot, if there is one, was created for the unfinished snapshot, so it may be dropped: but not on another
-        // cluster, for example after a wrong DNS entry.
+        // If a slot exists, it was created for the unfinished snapshot, so it may be dropped. It must not be dropped on
+        // another cluster, which a wrong DNS entry may lead to.
         return if source.system.is_empty() || source.system == identity.system {
             Ok(StartMode::Snapshot)
         } else {
@@ -157,8 +157,8 @@ pub(super) async fn start(
 /// Drops the slot if it exists. Retries for a while if it is in use.
 ///
 /// # Errors
-/// [`Error::Rejected`] if a slot of this name has another plugin or database: names of slots are unique in a cluster, so
-/// it belongs to something else.
+/// [`Error::Rejected`] if the slot of this name has another plugin or database. Slot names are unique in a cluster, so
+/// that slot belongs to another application.
 pub(super) async fn drop(sql: &Sql, slot: &str, database: &str) -> Result<()> {
     if let Some(found) = read_slot(sql, slot).await?
         && (found.plugin != "pgoutput" || found.database != database)

@@ -1,8 +1,8 @@
-//! The static record of a position: what the published rows were read from.
+//! The static record of a position, which describes the source from which the published rows were read.
 //!
-//! It names cluster, database, slot and publication, and per table what must not change while changes are streamed: OID,
-//! key, columns, partitions. An open source and its monitor compare it with the catalog and with the stream. The record
-//! also has the tables that need a snapshot. It is written only when it changes.
+//! It contains the cluster, database, slot and publication, and for each table the properties that must not change
+//! during streaming: OID, key, columns, partitions. An open source and its monitor compare it with the catalog and with
+//! the stream. It also lists the tables that need a snapshot. It is written only when it changes.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 /// The format version that is written, and the only one that is read.
 pub(super) const FORMAT: u32 = 2;
-/// The kind of connector in both records.
+/// Kind of connector, stored in both records.
 pub(super) const KIND: &str = "postgres";
 
-/// The content.
+/// The content of a static record.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Content {
     /// System identifier of the cluster.
@@ -37,7 +37,7 @@ pub struct Content {
 pub struct PublicationRecord {
     /// Its name.
     pub name: String,
-    /// Its OID, which differs after it was dropped and created again.
+    /// OID. It changes if the publication is dropped and created again.
     pub oid: u32,
     /// The published operations.
     pub operations: Vec<String>,
@@ -48,7 +48,7 @@ pub struct PublicationRecord {
 /// A table of the source.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TableRecord {
-    /// Its OID, which differs after it was dropped and created again, or replaced by renaming.
+    /// OID. It changes if the table is dropped and created again, or replaced by renaming.
     pub oid: u32,
     /// Columns of the record key, in order.
     pub key: Vec<String>,
@@ -60,9 +60,9 @@ pub struct TableRecord {
     pub row_filter: Option<String>,
     /// Column list of the publication; `None` for all columns.
     pub column_list: Option<Vec<String>>,
-    /// Partitions at all levels by OID, with the file node, which differs after TRUNCATE.
+    /// Partitions at all levels by OID, with their file nodes, which TRUNCATE changes.
     pub partitions: BTreeMap<u32, u32>,
-    /// Set if its changes are skipped until it is read again.
+    /// Set if the table's changes are skipped until the table is read again.
     pub needs_snapshot: Option<NeedsSnapshot>,
 }
 
@@ -71,7 +71,7 @@ pub struct TableRecord {
 pub struct ColumnRecord {
     /// Its name.
     pub name: String,
-    /// Its number, which differs after it was dropped and added again.
+    /// Number (`attnum`). It changes if the column is dropped and added again.
     pub number: i16,
     /// OID of its type.
     pub type_oid: u32,
@@ -81,20 +81,20 @@ pub struct ColumnRecord {
     pub type_name: String,
 }
 
-/// Why a table needs a snapshot.
+/// The state of a table that needs a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NeedsSnapshot {
-    /// What changed.
+    /// The cause: what changed.
     pub cause: String,
-    /// What fixes it.
+    /// The fix.
     pub fix: String,
-    /// Whether the topic has the record that tells readers.
+    /// Whether the record that informs readers has been published.
     pub published: bool,
-    /// Whether its schema was rejected. A snapshot alone does not help then.
+    /// Whether the registry rejected the table's schema. In this case a snapshot alone does not help.
     pub schema_rejected: bool,
 }
 
-/// A content with its stored form. Cheap to clone and to compare.
+/// A content with its encoded JSON. Cheap to clone and to compare.
 #[derive(Debug, Clone)]
 pub struct StaticRecord {
     inner: Arc<Inner>,
@@ -130,7 +130,7 @@ struct Stored<C> {
 }
 
 impl StaticRecord {
-    /// Encodes a content. Its revision is a hash, so equal contents have equal revisions.
+    /// Encodes a content. The revision is a hash of the content, so equal contents have equal revisions.
     pub fn new(content: Content) -> Self {
         let body = serde_json::to_vec(&content).expect("strings and numbers always serialize");
         let mut revision = String::new();
@@ -153,7 +153,7 @@ impl StaticRecord {
         }
     }
 
-    /// Parses the stored form, and checks that it is the revision that the moving record names.
+    /// Parses a stored static record and checks that it has the revision that the moving record names.
     pub(super) fn parse(json: Option<&str>, revision: &str) -> Result<Self, String> {
         let json = json.ok_or("its static record is missing")?;
         let stored: Stored<Content> = serde_json::from_str(json).map_err(|e| format!("its static record: {e}"))?;
@@ -170,7 +170,7 @@ impl StaticRecord {
         Ok(record)
     }
 
-    /// A record with a changed content.
+    /// Returns a record with a changed content.
     pub(super) fn with(&self, change: impl FnOnce(&mut Content)) -> Self {
         let mut content = self.inner.content.clone();
         change(&mut content);
@@ -182,12 +182,12 @@ impl StaticRecord {
         &self.inner.content
     }
 
-    /// Identifies the content.
+    /// The revision, which identifies the content.
     pub fn revision(&self) -> &str {
         &self.inner.revision
     }
 
-    /// The stored form.
+    /// The encoded JSON.
     pub fn json(&self) -> &str {
         &self.inner.json
     }

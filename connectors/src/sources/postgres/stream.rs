@@ -1,5 +1,5 @@
-//! The streaming phase: frames of the replication connection become records, and readings of the catalog are reviewed
-//! once the stream has reached them.
+//! The streaming phase: converts frames of the replication connection to records, and reviews observations of the
+//! catalog when the stream has reached their LSN.
 
 use super::changes::{self, Changes};
 use super::declaration::Declaration;
@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 const ACKNOWLEDGE_AFTER: Duration = Duration::from_secs(2);
 /// How long to wait for the rest of a source transaction before an incomplete one is returned.
 const REST_OF_TRANSACTION: Duration = Duration::from_millis(20);
-/// How long to stream before a table that needs a snapshot starts a new source epoch without an operator, so that frequent
-/// changes of a schema do not lead to one snapshot after the other.
+/// Minimum time of streaming before a table that needs a snapshot starts a new source epoch without an operator.
+/// Without it, frequent changes of a schema would cause one snapshot after another.
 const RESYNC_AFTER: Duration = Duration::from_mins(10);
 
 /// An open stream.
@@ -29,7 +29,7 @@ pub(super) struct Stream {
     changes: Changes,
     acknowledgement: DelayedAcknowledgement,
     monitor: Monitor,
-    /// A reading of the catalog that the stream has not reached yet.
+    /// An observation of the catalog whose LSN the stream has not reached yet.
     observation: Option<Observation>,
     lag_bytes: Option<u64>,
     since: Instant,
@@ -37,9 +37,10 @@ pub(super) struct Stream {
 
 /// The committed LSN that is not acknowledged yet.
 ///
-/// An acknowledgement is irreversible: the server removes the WAL. A single broker without replicas can lose a committed
-/// transaction if it stops under load (ADR 5). A position is therefore acknowledged only by a later commit, at least
-/// [`ACKNOWLEDGE_AFTER`] later, so that records which the broker loses within that time can be read again.
+/// An acknowledgement is irreversible: the server removes the WAL. A single broker without replicas can lose a
+/// committed transaction if it stops under load (ADR 5). A position is therefore acknowledged only when another commit
+/// succeeds at least [`ACKNOWLEDGE_AFTER`] later, so that records that the broker loses within that time can be read
+/// again.
 #[derive(Debug, Default)]
 struct DelayedAcknowledgement {
     pending: Option<(Instant, Lsn)>,
@@ -96,34 +97,34 @@ impl Stream {
         }
     }
 
-    /// Closes the connection without a further acknowledgement.
+    /// Closes the connection without another acknowledgement.
     pub(super) fn close(self) {
         self.replication.close();
     }
 
-    /// Appends what is ready. Inside a source transaction it waits briefly for the rest.
+    /// Appends the changes that have arrived. Inside a source transaction, waits briefly for the rest of it.
     pub(super) async fn next(&mut self, batch: &mut Batch<Position>, budget: Budget) -> Result<Boundary> {
         if let Some(observation) = self.monitor.poll() {
             self.lag_bytes = observation.lag_bytes;
-            // The older one is kept: the stream reaches it first.
+            // Keep the older observation, because the stream reaches it first.
             self.observation.get_or_insert(observation);
         }
         let result = self.fill(batch, budget).await.and_then(|boundary| {
             let reached = self.changes.position().complete_lsn;
             if let Some(observation) = self.observation.take_if(|observation| observation.at <= reached) {
                 self.review(&observation)?;
-                // Publishes at once which tables were stopped, unless a source transaction is open.
+                // Publish immediately which tables were stopped, unless a source transaction is open.
                 self.changes.advance(reached, &mut batch.records);
             }
             Ok(boundary)
         });
         batch.dead_letters += self.changes.take_dead_letters();
-        // Also after an error: what was read before it can be committed.
+        // Set the position after an error too: the records before the error can be committed.
         batch.position = Some(self.changes.position().clone());
         result
     }
 
-    /// Compares the declared tables with a reading of the catalog. Stops each table that does not fit any more.
+    /// Compares the declared tables with an observation of the catalog. Stops each table that no longer matches.
     fn review(&mut self, observation: &Observation) -> Result<()> {
         let declaration = Arc::clone(&self.declaration);
         let catalog = &observation.catalog;

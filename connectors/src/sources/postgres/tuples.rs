@@ -1,4 +1,4 @@
-//! Values of the stream's rows: the declared columns, and values that were not sent.
+//! Selects the values of declared columns from rows of the stream, and fills in values that the server did not send.
 
 use super::pgoutput::{Tuple, Value};
 use super::relations::Mapping;
@@ -20,7 +20,7 @@ pub(super) fn pick<'a>(tuple: Tuple<'a>, mapping: &Mapping, values: &mut Vec<Val
     }
 }
 
-/// Fills values that were not sent (unchanged TOAST values) from the old row, as far as it contains them.
+/// Fills in values that were not sent (unchanged TOAST values) from the old row, if it contains them.
 pub(super) fn fill_unchanged<'a>(values: &mut [Value<'a>], before: &[Value<'a>], is_full: bool, table: &Table) {
     for (at, (value, old)) in values.iter_mut().zip(before).enumerate() {
         let known = is_full || table.is_key(at);
@@ -33,6 +33,6 @@ pub(super) fn fill_unchanged<'a>(values: &mut [Value<'a>], before: &[Value<'a>],
 /// Clears a list of values and keeps its allocation for values with another lifetime.
 pub(super) fn recycle<'b>(mut values: Vec<Value<'_>>) -> Vec<Value<'b>> {
     values.clear();
-    // An empty vector collected in record keeps its allocation.
+    // Collecting an emptied vector in place keeps its allocation.
     values.into_iter().map(|_| Value::Null).collect()
 }

@@ -1,7 +1,8 @@
 //! The storage of the embedded log: ordered keys in two keyspaces, with atomic batches.
 //!
-//! A batch is atomic over both spaces and survives the end of the process once `commit` has returned, and a crash of the
-//! host if it was synced. A scan sees all batches that were committed before it started and nothing of later ones. Tests inject faults here (`faulty`).
+//! A batch is atomic over both keyspaces. Once `commit` has returned, it survives the end of the process, and if it was
+//! synced also a crash of the host. A scan sees all batches that were committed before it started and nothing of later
+//! ones. Tests inject faults here (`faulty`).
 
 mod disk;
 #[cfg(test)]
@@ -41,8 +42,8 @@ pub(super) struct Write {
 #[derive(Default, Clone)]
 pub(super) struct Writes {
     all: Vec<Write>,
-    /// Whether the batch is accepted while the free space is below the reserve, because it leads to free space or the log
-    /// cannot be opened without it.
+    /// Whether the batch is accepted while the free space is below the reserve. Set for batches that lead to free
+    /// space, or that are needed to open the log.
     uses_reserve: bool,
 }
 
@@ -75,7 +76,7 @@ impl Writes {
         &self.all
     }
 
-    /// Lets the batch use the reserved space.
+    /// Allows the batch to use the reserved space.
     pub fn use_reserve(&mut self) {
         self.uses_reserve = true;
     }
@@ -89,12 +90,12 @@ impl Writes {
 /// Called for each key in order.
 pub(super) type Visit<'a> = &'a mut dyn FnMut(&[u8], Bytes) -> ControlFlow<()>;
 
-/// What a batch survives when `commit` has returned.
+/// Durability of a batch when `commit` has returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Persist {
-    /// The end of the process.
+    /// The batch survives the end of the process.
     Buffer,
-    /// Also a crash of the host.
+    /// The batch also survives a crash of the host.
     Sync,
 }
 
@@ -106,15 +107,16 @@ pub(super) struct Cut {
     pub at: u64,
     /// Bytes after it, without the preallocated zeros.
     pub bytes: u64,
-    /// Whether the process died while it wrote the last batch: nothing follows, so nothing acknowledged is missing.
+    /// Whether the bytes are the beginning of a batch during whose write the process died. No batch follows, so no
+    /// acknowledged batch is missing.
     pub is_unfinished_write: bool,
-    /// Copy of the damaged journal.
+    /// Copy of the corrupt journal.
     pub aside: Option<PathBuf>,
-    /// Offsets of the records that could be read in the rest.
+    /// Offsets of the records that could be read in the bytes that were cut.
     pub records: BTreeMap<PartId, Range<Offset>>,
 }
 
-/// What was found when the storage was opened.
+/// State of the storage when it was opened.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Recovered {
     /// Why acknowledged batches may be missing.
@@ -125,8 +127,8 @@ pub(super) struct Recovered {
 
 /// Ordered keys with atomic batches.
 pub(super) trait Backing: Send + Sync {
-    /// Commits all writes or none. After an error either may be the case, except after [`crate::Error::StorageUnavailable`]:
-    /// then nothing was written.
+    /// Commits all writes or none. After an error the outcome is unknown, except after
+    /// [`crate::Error::StorageUnavailable`], when nothing was written.
     fn commit(&self, writes: &Writes, persist: Persist) -> Result<()>;
 
     /// Syncs all committed batches.
@@ -143,13 +145,13 @@ pub(super) trait Backing: Send + Sync {
     /// Returns the greatest key in `from..=to` with its value.
     fn last(&self, space: Space, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Bytes)>>;
 
-    /// Returns what was found when the storage was opened.
+    /// Returns the state of the storage when it was opened.
     fn recovered(&self) -> Recovered {
         Recovered::default()
     }
 
-    /// Called once the log is loaded, and has a new epoch if batches were lost. From then on the next opening compares with
-    /// this session.
+    /// Begins the session. Called once the log is loaded and, if batches were lost, has a new epoch. The next opening
+    /// compares the store with this session.
     fn begin_session(&self) -> Result<()> {
         Ok(())
     }

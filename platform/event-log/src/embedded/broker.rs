@@ -28,12 +28,12 @@ pub(super) struct Broker {
     pub place: String,
     pub cleaner_keys_max: usize,
     pub offsets_retention_ms: Millis,
-    /// What the opening of the log cut or lost, for operators.
+    /// Notice for operators if data was cut or lost when the log was opened.
     pub notice: Option<Notice>,
     /// Deleted topics whose entries are not removed completely.
     pub leftovers: Mutex<BTreeSet<u32>>,
     persist: Persist,
-    /// The outcome of a batch is unknown. Nothing may be written until the log is opened again.
+    /// Set if the outcome of a batch is unknown. Nothing may be written until the log is opened again.
     outcome_unknown: AtomicBool,
     /// Held by the cleaner during a pass.
     cleaner: Mutex<()>,
@@ -104,10 +104,12 @@ impl Broker {
         lock(&self.state)
     }
 
-    /// Commits writes; requires the writer lock. They are synced first if the log acknowledges only synced writes.
+    /// Commits writes; requires the writer lock. With [`Durability::Commit`](super::Durability::Commit) they are synced
+    /// before this returns.
     ///
-    /// After an error the store is read to find out whether it has the batch. If that fails too, the outcome is unknown and
-    /// the log rejects all further writes: a batch that was based on the wrong assumption could assign offsets twice.
+    /// After an error, reads the store to find out whether it contains the batch. If that fails too, the outcome is
+    /// unknown and the log rejects all further writes, because a wrong assumption about the batch could lead to offsets
+    /// that are assigned twice.
     pub fn store(&self, writes: &Writes) -> Result<()> {
         self.check_outcomes_known("write: the outcome of an earlier batch is unknown; open the log again")?;
         let error = match self.backing.commit(writes, self.persist) {
@@ -151,7 +153,7 @@ impl Broker {
         self.backing.check()
     }
 
-    /// Wakes the cleaner thread if it would sleep beyond this time.
+    /// Wakes the cleaner thread if it would otherwise sleep beyond this time.
     pub fn wake_cleaner_by(&self, deadline: Millis) {
         let (thread, wake) = &self.cleaner_thread;
         let mut thread = lock(thread);

@@ -1,9 +1,9 @@
 //! Retention, and the cleaner thread that runs retention, compaction and transaction timeouts.
 //!
 //! A block is deleted when all its records are too old, or when the blocks after it already exceed `retention.bytes`.
-//! Nothing at or above the last stable offset is deleted. A partition's start moves before its blocks are deleted, so that
-//! a reader gets an out-of-range error and never a gap. Blocks are looked up without the writer lock; appends wait for one
-//! batch of the cleaner at most.
+//! Nothing at or above the last stable offset is deleted. A partition's start moves before its blocks are deleted, so
+//! that a reader gets an out-of-range error and never a gap. Blocks are looked up without the writer lock, so an append
+//! waits for at most one batch of the cleaner.
 
 use super::backing::{Space, Writes};
 use super::block::Block;
@@ -31,7 +31,8 @@ struct Deletion {
 }
 
 impl Deletion {
-    /// Returns whether the batch ends here. The blocks are read to decide about them, so their bytes are limited too.
+    /// Returns whether the batch ends here. Blocks must be read to decide whether to remove them, so the bytes that are
+    /// read are limited too.
     fn is_full(&self) -> bool {
         self.blocks.len() >= REMOVALS_MAX || self.bytes >= STEP_BYTES
     }

@@ -8,13 +8,15 @@ use std::time::Duration;
 /// Returns the time in ms since the Unix epoch.
 pub type Clock = Arc<dyn Fn() -> Millis + Send + Sync>;
 
-/// What an acknowledged write survives. All survive the end of the process.
+/// Durability of acknowledged writes against a crash of the host. With every setting they survive the end of the
+/// process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// The operating system decides when it writes to the disk, usually within 30 s. A crash of the host loses what it had
-    /// not written.
+    /// The operating system decides when to write to the disk, usually within 30 s. A crash of the host loses what was
+    /// not written yet.
     Os,
-    /// Writes are synced at this interval, which is what a crash of the host can lose, plus the time of one sync.
+    /// Writes are synced at this interval. A crash of the host can lose the writes of one interval and of the duration
+    /// of one sync.
     Interval(Duration),
     /// Each write is synced before it is acknowledged and before readers see it. A crash of the host loses nothing.
     Commit,
@@ -29,10 +31,10 @@ pub struct Config {
     pub clock: Clock,
     /// Size of the cache of the newest records in bytes. 32 MiB by default.
     pub cache_bytes: usize,
-    /// What an acknowledged write in a directory survives. [`Durability::Os`] by default.
+    /// Durability of acknowledged writes if the log has a directory. [`Durability::Os`] by default.
     pub durability: Durability,
-    /// Writes fail while the disk has less free space than this number of bytes, so that retention and flushes of earlier
-    /// writes can still complete. 128 MiB by default.
+    /// Writes fail while the disk has less free space than this number of bytes. The reserve allows retention and
+    /// flushes of earlier writes to complete. 128 MiB by default.
     pub reserve_bytes: u64,
     /// Size of the store's block cache in bytes, for older records. 16 MiB by default.
     pub store_cache_bytes: u64,

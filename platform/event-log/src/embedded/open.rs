@@ -1,11 +1,11 @@
 //! Opening a log: reads the state from the store.
 //!
-//! Open transactions are aborted and interrupted deletions of topics are completed before the log is returned. Reading a
-//! partition costs its last index interval, not its length. Damage is reported, never repaired, except for the end of a
+//! Open transactions are aborted and interrupted deletions of topics are completed before the log is returned. Opening
+//! a partition reads only its last index interval. Corruption is reported and never repaired, except at the end of a
 //! journal (`backing`).
 //!
-//! If acknowledged writes may have been lost, the log gets a new epoch: offsets after the remaining end are assigned again,
-//! and a client that remembers an offset of the old epoch must not continue there.
+//! If acknowledged writes may have been lost, the log gets a new epoch: offsets after the remaining end are assigned
+//! again, so a client must not continue at an offset of the old epoch.
 
 use super::backing::{Backing, Persist, Recovered, Space, Writes};
 use super::block::Block;
@@ -50,7 +50,7 @@ pub(super) fn load(config: &Config, backing: Box<dyn Backing>) -> Result<Broker>
     let mut writes = Writes::default();
     writes.put(Space::Meta, format::HEAD, head.encode());
     writes.use_reserve();
-    // Synced before the session begins: the next opening does not see this loss again.
+    // The epoch must be synced before the session begins, because the next opening does not detect this loss again.
     backing.commit(&writes, Persist::Sync)?;
 
     let mut state = State::new(config.cache_bytes);
@@ -103,13 +103,13 @@ pub(super) fn load(config: &Config, backing: Box<dyn Backing>) -> Result<Broker>
     Ok(broker)
 }
 
-/// Describes for operators what was cut or lost.
+/// Describes to operators what was cut or lost.
 fn notice(recovered: &Recovered, state: &State) -> Option<Notice> {
     let mut parts = Vec::new();
     if let Some(cut) = &recovered.cut {
         let what = match cut.is_unfinished_write {
             true => "an unfinished write, which was never acknowledged",
-            false => "damaged bytes",
+            false => "corrupt bytes",
         };
         let (file, at, bytes) = (cut.file.display(), cut.at, cut.bytes);
         parts.push(format!("cut {bytes} bytes of {what}, from {file} at byte {at}"));
@@ -122,7 +122,7 @@ fn notice(recovered: &Recovered, state: &State) -> Option<Notice> {
             parts.push(format!("they contained {}", records.join(", ")));
         }
         if let Some(aside) = &cut.aside {
-            parts.push(format!("the damaged file is kept as {}", aside.display()));
+            parts.push(format!("the corrupt file is kept as {}", aside.display()));
         }
     }
     if let Some(lost) = recovered.lost {

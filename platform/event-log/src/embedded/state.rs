@@ -211,7 +211,8 @@ impl State {
         self.numbers
     }
 
-    /// Forgets a producer that is gone, unless its transaction is open: a later producer with its id has to abort that.
+    /// Removes a producer that has been closed, unless its transaction is open: the next producer with its id must
+    /// abort that.
     pub fn forget_producer(&mut self, transactional_id: &str, epoch: u64) {
         let known = self.producers.get(transactional_id);
         if known.is_some_and(|producer| producer.epoch == epoch && producer.transaction.is_none()) {

@@ -1,8 +1,8 @@
 //! Creating, altering and deleting topics.
 //!
-//! Number and id of a topic are never reused. A deleted topic disappears immediately. Its entries are removed afterwards by
-//! the cleaner thread, or by the caller if there is none, in batches between which others can write.
-//! Writing to a topic does not create it.
+//! The number and id of a topic are never reused. A deleted topic disappears immediately. Its entries are removed
+//! afterwards by the cleaner thread, or by the caller if there is no such thread. They are removed in batches, between
+//! which others can write. Writing to a topic does not create it.
 
 use super::backing::{Space, Writes};
 use super::broker::{Broker, lock};
@@ -222,7 +222,7 @@ impl Broker {
         Ok(topic.number)
     }
 
-    /// Removes what deleted topics left in the store, also those that a process deleted which has ended since.
+    /// Removes the remaining entries of deleted topics, including topics that an earlier process deleted.
     pub fn remove_leftovers(&self) -> Result<()> {
         loop {
             let Some(topic) = lock(&self.leftovers).first().copied() else {
@@ -243,8 +243,8 @@ impl Broker {
         }
     }
 
-    /// Returns false if the log is being closed before everything was removed. Nobody writes below the prefix, so the keys
-    /// are looked up without the writer lock.
+    /// Returns false if the log is being closed before everything was removed. No other code writes keys with the
+    /// prefix, so they are looked up without the writer lock.
     fn remove_prefix(&self, space: Space, prefix: Vec<u8>) -> Result<bool> {
         let end = super::backing::after(&prefix);
         let mut from = prefix;

@@ -415,7 +415,7 @@ impl Broker {
             };
             self.end(&mut writer, Ending::abort(Some(transaction)), |_| {})?;
             tracing::warn!(transactional_id = id, "transaction timed out and was aborted");
-            // Its producer is fenced, with or without an entry.
+            // The producer is fenced, whether or not it has an entry.
             self.state().forget_producer(&id, epoch);
         }
     }

@@ -44,7 +44,7 @@ fn relation() -> Vec<u8> {
     relation_of(RELATION, "orders", [(1, "id", 20), (0, "note", 25)])
 }
 
-/// A definition: OID, name, and of each column flags, name and type.
+/// A relation message: OID and name of the table; flags, name and type of each column.
 fn relation_of(id: u32, table: &str, columns: [(u8, &str, u32); 2]) -> Vec<u8> {
     let mut out = vec![b'R'];
     out.extend(id.to_be_bytes());
@@ -330,7 +330,7 @@ fn stop_without_further_changes_is_published_between_transactions() {
         .changes
         .stop("orders", String::from("a partition was detached"), None);
     let mut out = OutBatch::default();
-    // Below the end of the transaction: its own record could have that version.
+    // The LSN is below the end of the transaction, because a record of the transaction itself could have that version.
     fixture.changes.advance(Lsn(BEGIN.0), &mut out);
     assert!(out.is_empty());
     fixture.changes.advance(Lsn(BEGIN.0 + 80), &mut out);

@@ -1,4 +1,4 @@
-//! Each difference between a table's record and the catalog, and whether it needs a snapshot.
+//! Tests which differences between a table's record and the catalog need a snapshot.
 
 use super::super::catalog::{Column, Partition, Publication, Published};
 use super::super::pgoutput;
@@ -30,7 +30,7 @@ fn column(name: &str, number: i16, type_oid: u32, type_name: &str) -> Column {
 
 const COLUMNS: [(&str, &str); 3] = [("id", "int8"), ("n", "int4"), ("at", "timestamptz")];
 
-/// What was published at the start of the source epoch.
+/// The table's record from the start of the source epoch.
 struct World {
     table: Table,
     published: Published,
@@ -94,7 +94,7 @@ fn recorded() -> TableRecord {
     record(&checked, &World::new().catalog())
 }
 
-/// The cause after a change of the world; `None` if the table fits.
+/// Returns the cause after a change of the catalog or the declaration; `None` if the table still matches.
 fn cause(columns: &[(&str, &str)], change: impl FnOnce(&mut World)) -> Option<String> {
     let mut world = World::new();
     change(&mut world);
@@ -111,14 +111,14 @@ fn differences_that_make_published_rows_wrong_need_a_snapshot() {
         (|w| w.table.name = String::from("orders_old"), "no longer exists"),
         (|w| w.table.oid = 8, "was replaced: its OID is 8"),
         (|w| w.table.has_children = true, "inherit from table orders"),
-        (|w| w.via_root = false, "does not contain table orders any more"),
+        (|w| w.via_root = false, "no longer contains table orders"),
         (
             |w| w.published.row_filter = Some(String::from("(n > 1)")),
             "row filter (n > 1)",
         ),
         (
             |w| w.published.columns = Some(vec![String::from("id"), String::from("at")]),
-            "does not contain column n",
+            "no longer contains column n",
         ),
         (
             |w| w.table.primary_key = vec![String::from("id"), String::from("n")],
@@ -171,7 +171,7 @@ fn table_outside_the_publication_needs_a_snapshot() {
     let mut catalog = World::new().catalog();
     catalog.publication.as_mut().unwrap().tables.clear();
     let verdict = compare(&declared(&COLUMNS), &recorded(), &catalog, "p");
-    assert!(matches!(verdict, Verdict::NeedsSnapshot { cause } if cause.contains("does not contain table orders")));
+    assert!(matches!(verdict, Verdict::NeedsSnapshot { cause } if cause.contains("no longer contains table orders")));
 }
 
 #[test]
@@ -195,10 +195,10 @@ fn harmless_differences_do_not_stop_a_table() {
     for (at, change) in cases.into_iter().enumerate() {
         assert_eq!(cause(&COLUMNS, change), None, "case {at}");
     }
-    // Declared with the wider type after ALTER TABLE … TYPE int8.
+    // The column is declared with the wider type after ALTER TABLE … TYPE int8.
     let wider = [("id", "int8"), ("n", "int8"), ("at", "timestamptz")];
     assert_eq!(cause(&wider, |w| w.table.columns[1] = column("n", 2, 20, "int8")), None);
-    // Declared without a column, and with it again.
+    // A column is removed from the declaration and added again.
     assert_eq!(cause(&COLUMNS[..2], |_| {}), None);
 }
 

@@ -3,9 +3,9 @@
 //! A batch has been passed to the operating system when `commit` returns, so it survives `kill -9` of the process. Whether
 //! it survives a crash of the host depends on [`Durability`]. One process at a time can open the directory.
 //!
-//! A write that fails, because the disk is full or a file operation failed, makes fjall reject all further writes. The
-//! keeper thread then opens the database again as soon as there is space, after it removed from the journal what was not
-//! acknowledged. The contents are the same before and after, so clients of the log notice only failed calls.
+//! If a write fails because the disk is full or a file operation failed, fjall rejects all further writes. As soon as
+//! there is free space, the keeper thread removes unacknowledged batches from the journal and opens the database again.
+//! The contents do not change, so clients of the log notice only failed calls.
 
 mod engine;
 mod errors;
@@ -34,9 +34,9 @@ use uuid::Uuid;
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The free space is also checked after this many bytes of writes.
 const CHECK_BYTES: u64 = 8 * 1024 * 1024;
-/// How long the keeper waits for running reads before it tries to open the database again later.
+/// How long the keeper waits for running reads to end. If they do not end, it tries again at its next check.
 const READS_LIMIT: Duration = Duration::from_secs(2);
-/// Free space without which a failed database is not opened again: for the copy of a journal and the next flush.
+/// Minimum free space for opening a failed database again. It is needed for the copy of a journal and the next flush.
 const WORK_BYTES: u64 = 96 * 1024 * 1024;
 /// A file of this size is written to find out whether the disk accepts writes.
 const PROBE_BYTES: usize = 64 * 1024;
@@ -63,11 +63,11 @@ struct Shared {
     writing: Mutex<()>,
     health: Mutex<Health>,
     is_writable: AtomicBool,
-    /// All acknowledged batches have lower sequence numbers, all later ones do not.
+    /// Sequence numbers of acknowledged batches are below this value; those of later batches are not.
     acknowledged_below: AtomicU64,
-    /// A write of the journal failed, so it may contain batches that were not acknowledged.
+    /// A write to the journal failed, so the journal may contain batches that were not acknowledged.
     journal_failed: AtomicBool,
-    /// Whether there are batches that no sync covers.
+    /// Whether there are batches that are not synced.
     unsynced: AtomicBool,
     unchecked_bytes: AtomicU64,
     stop: (Mutex<bool>, Condvar),
@@ -92,8 +92,8 @@ fn failed(attempted: &'static str) -> impl FnOnce(fjall::Error) -> Error {
     }
 }
 
-/// Removes what an interrupted creation left: fjall neither opens it nor creates it again. The version file is written
-/// after the first journal and before anything else, so there is no data.
+/// Removes the files of an interrupted creation, because fjall neither opens them nor creates them again. The version
+/// file is written after the first journal and before everything else, so there is no data.
 fn remove_unfinished_creation(dir: &Path) -> io::Result<()> {
     let (version, journal) = (dir.join("version"), dir.join("0.jnl"));
     let is_created = std::fs::metadata(&version).is_ok_and(|file| file.len() > 0);
@@ -129,11 +129,11 @@ fn prepare(dir: &Path) -> Result<Option<Cut>> {
 }
 
 impl DiskBacking {
-    /// Opens or creates the directory. Cuts damaged ends of journals.
+    /// Opens or creates the directory. Truncates the corrupt end of a journal.
     ///
     /// # Errors
     /// [`Error::Rejected`] if another process has opened it or files cannot be written; [`Error::Corrupt`] if files are
-    /// damaged that cannot be cut.
+    /// corrupt in any other place.
     pub fn open(dir: &Path, config: &Config) -> Result<Self> {
         let cut = prepare(dir)?;
         let last = Session::read(dir);
@@ -145,11 +145,11 @@ impl DiskBacking {
         let lost = match &last {
             Some(last) => last.possible_loss(&session, &stored),
             None if stored.is_empty() => None,
-            None => Some("the file session.json is missing or damaged"),
+            None => Some("the file session.json is missing or corrupt"),
         };
         let damaged = cut.as_ref().is_some_and(|cut| !cut.is_unfinished_write);
         let recovered = Recovered {
-            lost: lost.or(damaged.then_some("a journal was damaged")),
+            lost: lost.or(damaged.then_some("a journal was corrupt")),
             cut,
         };
         let shared = Arc::new(Shared {
@@ -181,7 +181,7 @@ impl DiskBacking {
         })
     }
 
-    /// Stores a session's id, then its file. `before` is the session whose file is replaced.
+    /// Stores a session's id, then writes its file. `before` is the session whose file is replaced.
     fn write_session(&self, session: &Session, before: Option<&Session>) -> Result<()> {
         let mut writes = Writes::default();
         let ids: Vec<_> = [Some(session), before]
@@ -208,7 +208,7 @@ impl Drop for DiskBacking {
             drop(keeper.join());
         }
         if !self.has_begun.load(Ordering::Acquire) {
-            // What the last session may have lost is found again by the next opening.
+            // The next opening detects again what the last session may have lost.
             return;
         }
         let closed = Session {
@@ -242,7 +242,7 @@ impl Shared {
 
     fn set(&self, health: Health) {
         let mut current = lock(&self.health);
-        // The cause alone changes often: it has the free space.
+        // Do not log a change of the cause alone. It changes often, because it contains the free space.
         if std::mem::discriminant(&*current) != std::mem::discriminant(&health) {
             match &health {
                 Health::Writable => tracing::info!(dir = %self.dir.display(), "embedded log accepts writes again"),
@@ -273,7 +273,7 @@ impl Shared {
             self.unchecked_bytes.store(0, Ordering::Relaxed);
             self.check_space();
         }
-        // First without the lock, which is held while the database is opened again.
+        // Check before taking the lock too, because the keeper holds it while it opens the database again.
         self.check_health(writes.uses_reserve)?;
         let _writing = lock(&self.writing);
         self.check_health(writes.uses_reserve)?;
@@ -298,8 +298,8 @@ impl Shared {
         }
     }
 
-    /// Finds the cause of an error. fjall reports `Poisoned` after its worker has failed, most often because the disk is
-    /// full, and then writing a file still fails.
+    /// Finds the cause of an error. fjall reports `Poisoned` after its worker has failed. The usual cause is a full
+    /// disk, which a probe file detects.
     fn failure(&self, error: &WriteError) -> Failure {
         let cause = match error {
             WriteError::Fjall(fjall::Error::Io(source) | fjall::Error::Storage(LsmError::Io(source))) => {
@@ -307,7 +307,7 @@ impl Shared {
             }
             WriteError::Fjall(fjall::Error::Poisoned) => match self.probe() {
                 Err(source) => return io_failure(&source),
-                // What the worker could not write was removed, so there is some space again.
+                // The file that the worker could not complete was removed, so there is some free space again.
                 Ok(()) => match self.space_failure(WORK_BYTES) {
                     Some(failure) => return failure,
                     None => "a background write failed".to_owned(),
@@ -327,7 +327,7 @@ impl Shared {
         written.and(removed)
     }
 
-    /// Returns why there is too little space, if there is less than this.
+    /// Returns a failure if less than this number of bytes is free.
     fn space_failure(&self, least_bytes: u64) -> Option<Failure> {
         let found = rustix::fs::statvfs(&self.dir);
         let free = match found {
@@ -338,7 +338,7 @@ impl Shared {
         };
         (free < least_bytes).then(|| Failure {
             cause: format!(
-                "the disk has {} MiB of free space left, less than the {} MiB that are needed",
+                "the disk has {} MiB of free space left, but the embedded log needs {} MiB",
                 free >> 20,
                 least_bytes >> 20
             ),
@@ -395,7 +395,8 @@ impl Shared {
     /// Syncs the journal without fjall's lock, so that writers do not wait.
     fn sync_in_background(&self) {
         if let Err(source) = journal::sync_newest(&self.dir) {
-            // The system may have dropped pages that it could not write. They are written again from a copy.
+            // The system may have dropped pages that it could not write. Opening the database again writes them from a
+            // copy.
             self.unsynced.store(true, Ordering::Release);
             self.journal_failed.store(true, Ordering::Release);
             self.set(Health::Failed(io_failure(&source)));
@@ -412,8 +413,8 @@ impl Shared {
         }
         let _writing = lock(&self.writing);
         if self.journal_failed.load(Ordering::Acquire) {
-            // Before the database is closed: it still answers reads if there is no space for the copy. What it writes to
-            // the old file when it is closed has no effect.
+            // Cut before the database is closed, so that it still serves reads if there is no space for the copy. Bytes
+            // that it writes to the old file when it is closed have no effect.
             let below = self.acknowledged_below.load(Ordering::Acquire);
             if let Err(source) = journal::cut_unacknowledged(&self.dir, below) {
                 return self.set(Health::Failed(io_failure(&source)));
@@ -487,8 +488,8 @@ impl Backing for DiskBacking {
 
     fn scan(&self, space: Space, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()> {
         let engine = self.shared.engine("read a range")?;
-        // Without a snapshot, fjall's iterator sees a concurrent batch item by item as it reaches the memtable. It would miss
-        // blocks that are merged into one that it has already passed.
+        // Without a snapshot, fjall's iterator sees the items of a concurrent batch one by one as they reach the
+        // memtable. It would miss blocks that are merged into a block that it has already passed.
         for guard in engine.db.snapshot().range(engine.space(space), from..to) {
             let (key, value) = guard.into_inner().map_err(failed("read a range"))?;
             if visit(&key, Bytes::from(value)).is_break() {

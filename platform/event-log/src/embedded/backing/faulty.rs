@@ -21,7 +21,7 @@ struct Inside {
     store: MemoryBacking,
     /// All batches that were written, in order.
     history: Vec<Writes>,
-    /// Number of batches that a crash of the host cannot lose.
+    /// Number of batches that survive a crash of the host.
     synced: usize,
     /// Whether the last crash lost batches.
     lost: bool,
@@ -84,7 +84,7 @@ impl Faulty {
         Ok(first)
     }
 
-    /// Returns the number of batches that a crash of the host cannot lose.
+    /// Returns the number of batches that survive a crash of the host.
     pub fn synced(&self) -> usize {
         self.inside().synced
     }

@@ -1,4 +1,4 @@
-//! What crashes of the host lose, and that long work of the cleaner does not stop writers.
+//! Tests what a crash of the host loses, and that long work of the cleaner does not block writers.
 
 use super::*;
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ fn crash_that_loses_batches_changes_epoch() {
     assert_eq!(epoch(&hand), after);
 }
 
-/// Appends and transactions while a part of the writes and syncs fails; then the host crashes.
+/// Appends and commits transactions while some writes and syncs fail; then crashes the host.
 fn crash_with_synced_commits(seed: u64) {
     let (store, time) = (Breakable::new(), Arc::new(AtomicI64::new(1_000_000)));
     let open = || opened_with(&store, &time, |config| config.durability = Durability::Commit).expect("open");

@@ -102,7 +102,7 @@ fn reader_skips_nothing_when_its_scan_sees_half_a_merge() {
         hand.many(&at);
         let (all, blocks) = (hand.all(&at, isolation), hand.sizes(&at).len());
         clean_in_scan(&hand, 1, 0);
-        // The message omits the records, which would be megabytes.
+        // The message omits the records, which would be megabytes of text.
         assert!(hand.all(&at, isolation) == all, "{isolation:?}: records were skipped");
         assert!(hand.sizes(&at).len() < blocks / 3, "blocks were merged in the meantime");
     }

@@ -476,7 +476,7 @@ pub const START: Offset = -2;
 /// Special offset of librdkafka: the end of a partition.
 pub const END: Offset = -1;
 
-/// An object of librdkafka that is freed when it is dropped: also if no request is sent, because no broker answers.
+/// An object of librdkafka that is freed on drop, even if no request is sent because no broker responds.
 struct Owned<T> {
     raw: *mut T,
     free: unsafe extern "C" fn(*mut T),

@@ -134,7 +134,7 @@ impl Connectivity {
     }
 }
 
-/// Makes a client report its broker states and log lines to `connectivity`.
+/// Configures a client to report its broker states and log lines to `connectivity`.
 ///
 /// # Safety
 /// `conf` is valid, and `connectivity` outlives every client created from it.

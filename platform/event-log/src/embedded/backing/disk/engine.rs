@@ -1,9 +1,9 @@
-//! An open fjall database with one keyspace for each space, and how it waits for its own background work.
+//! An open fjall database with one fjall keyspace for each keyspace of the log, and waiting for its background work.
 //!
-//! fjall waits in a commit for flushes and compactions, without a limit and without looking whether its worker has failed
-//! (fjall issue 257: after a kill, writes may halt forever). So write buffers are rotated here, and a commit waits here,
-//! for a limited time and while the worker runs, until fjall would not wait. One worker: with two, the first sends
-//! compactions to the second in a loop and uses a whole core meanwhile.
+//! A commit of fjall waits for flushes and compactions without a time limit and does not notice a failed worker (fjall
+//! issue 257: after a kill, writes may block forever). Therefore this module rotates the write buffers, and a commit
+//! first waits here, with a time limit and only while the worker runs, until fjall itself would not wait. fjall has one
+//! worker thread: with two, the first sends compactions to the second in a loop and uses a whole core.
 
 use super::super::{Space, Write, Writes};
 use bytes::Bytes;
@@ -18,14 +18,14 @@ const RECORDS_BUFFER_BYTES: u64 = 24 * 1024 * 1024;
 const META_BUFFER_BYTES: u64 = 8 * 1024 * 1024;
 /// Upper limit of the journal that the next start replays: the minimum that fjall accepts.
 const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// A commit waits while this many write buffers wait for their flush. fjall waits at 4, and one commit may add two: in a
-/// directory of an older version fjall also rotates by itself.
+/// A commit waits while this many write buffers wait to be flushed. fjall waits at 4. One commit may add two, because
+/// in a directory of an older version fjall also rotates by itself.
 const SEALED_BUFFERS_MAX: usize = 2;
-/// fjall delays writers at this many overlapping tables of a tree, and a little later halts them.
+/// fjall delays writers at this number of overlapping tables in a tree, and blocks them at a slightly greater number.
 const OVERLAPPING_TABLES_MAX: usize = 20;
-/// A commit fails when no flush or compaction makes progress for so long.
+/// A commit fails if no flush or compaction makes progress for this time.
 const PROGRESS_LIMIT: Duration = Duration::from_secs(30);
-/// Flushes are requested again after so long without progress: fjall may have lost the request (fjall issue 257).
+/// After this time without progress, flushes are requested again, because fjall may have lost the request (issue 257).
 const FLUSH_RETRY: Duration = Duration::from_secs(2);
 
 /// An open database.
@@ -38,7 +38,7 @@ pub(super) struct Engine {
 /// Why a directory was not opened.
 pub(super) enum OpenError {
     Fjall(fjall::Error),
-    /// fjall panics on some damaged files.
+    /// fjall panics on some corrupt files.
     Panic(String),
 }
 
@@ -88,10 +88,10 @@ impl Engine {
             .open()?;
         // An existing keyspace keeps the options that it was created with.
         //
-        // By default fjall stores the index of a table in one block of up to a megabyte. In a log of many small batches the
-        // indexes exceed the block cache, and each lookup of a position reads a whole index: 115 kB per fetch from 4 GB of
-        // 300-byte batches, against 12 kB with partitioned indexes of about 4 kB. Tables of the first level are small; their
-        // indexes stay whole and pinned.
+        // By default fjall stores the index of a table in one block of up to a megabyte. In a log of many small batches
+        // the indexes exceed the block cache, and each lookup of a position reads a whole index: 115 kB per fetch from
+        // 4 GB of 300-byte batches, against 12 kB with partitioned indexes of about 4 kB. Tables of the first level are
+        // small; their indexes are neither partitioned nor evicted.
         let options = || {
             KeyspaceCreateOptions::default()
                 .max_memtable_size(u64::MAX)
@@ -110,8 +110,8 @@ impl Engine {
         }
     }
 
-    /// Writes a batch. If it fails, the database accepts no further writes, and the batch is not visible in it; the journal
-    /// may contain it.
+    /// Writes a batch. If this fails, the database accepts no further writes. The batch is then not visible, but the
+    /// journal may contain it.
     pub fn write(&self, writes: &Writes, mode: PersistMode) -> Result<(), WriteError> {
         self.make_room()?;
         let mut batch = self.db.batch().durability(Some(mode));
@@ -125,7 +125,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Fails if the worker has failed or a write was lost: fjall then accepts no further writes.
+    /// Fails if the worker has failed or a write was lost. In these cases fjall accepts no further writes.
     pub fn check(&self) -> fjall::Result<()> {
         self.db.persist(PersistMode::Buffer)
     }
@@ -134,7 +134,7 @@ impl Engine {
         Ok(self.space(space).get(key)?.map(Bytes::from))
     }
 
-    /// Keeps all counts below those at which fjall waits, and starts the flush of large write buffers.
+    /// Waits until all counts are below those at which fjall waits, and starts the flush of large write buffers.
     fn make_room(&self) -> Result<(), WriteError> {
         for (space, limit) in [(&self.records, RECORDS_BUFFER_BYTES), (&self.meta, META_BUFFER_BYTES)] {
             self.wait_while(|| {

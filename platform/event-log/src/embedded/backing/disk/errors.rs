@@ -1,4 +1,4 @@
-//! Errors of the storage in a directory: what failed, the directory, and the fix.
+//! Errors of the storage in a directory. Each names the failed operation, the directory and the fix.
 
 use super::engine::OpenError;
 use crate::Error;
@@ -17,7 +17,7 @@ pub(super) struct Failure {
     pub fix: &'static str,
 }
 
-/// An error of a file operation while the directory is opened.
+/// The error of a file operation during the opening of the directory.
 pub(super) fn io_refused(dir: &Path, source: &io::Error) -> Error {
     let fix = match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free or add disk space",

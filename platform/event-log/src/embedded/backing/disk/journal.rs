@@ -1,8 +1,9 @@
 //! Checks fjall's journals before fjall opens them.
 //!
-//! fjall truncates a journal without a report at bytes that it cannot parse, and refuses to open one in which a batch has
-//! the wrong checksum. A host crash leaves such a batch if the pages of a large unsynced write reached the disk in
-//! another order. Here a journal ends with its last intact batch, and the rest is described, copied aside and cut.
+//! fjall silently truncates a journal at bytes that it cannot parse, and does not open a journal in which a batch has a
+//! wrong checksum. A host crash leaves such a batch if the pages of a large unsynced write reached the disk in another
+//! order. This module truncates a journal after its last intact batch, keeps a copy of the original file, and describes
+//! the bytes that were cut.
 //!
 //! A journal is a sequence of batches in a file that is preallocated with zeros. A batch is a start marker (number of
 //! items, sequence number), its items, and an end marker (checksum of the items, magic bytes).
@@ -25,13 +26,13 @@ const ITEM: u8 = 2;
 const END: u8 = 3;
 const CLEAR: u8 = 4;
 const MAGIC: [u8; 4] = [b'F', b'J', b'L', 3];
-/// Sequence numbers have 63 bits.
+/// Maximum sequence number. Sequence numbers have 63 bits.
 const SEQNO_MAX: u64 = u64::MAX >> 1;
-/// Kinds of values: value, tombstone, weak tombstone. Others are never written to a journal.
+/// Kinds of values in a journal: value, tombstone, weak tombstone.
 const VALUE_KIND_MAX: u8 = 2;
 const BUFFER_BYTES: usize = 256 * 1024;
 
-/// The intact part of a journal, and what follows it.
+/// Result of reading a journal: the intact part and the bytes after it.
 struct Scan {
     intact: u64,
     batches: u64,
@@ -43,7 +44,7 @@ struct Damage {
     is_unfinished_write: bool,
 }
 
-/// Why no batch was read.
+/// Why a batch could not be read.
 enum Stop {
     Io(io::Error),
     /// The file ends, a marker is zero, or the end marker is incomplete.
@@ -106,7 +107,7 @@ impl Source {
         Ok(())
     }
 
-    /// Fails if the file has fewer bytes left. The file itself states how many follow, so this is checked before memory is
+    /// Fails if the file has fewer bytes left. The number comes from the file, so it is checked before memory is
     /// allocated.
     fn check_left(&mut self, count: u64) -> Result<(), Stop> {
         if count > self.len.saturating_sub(self.position) {
@@ -135,7 +136,7 @@ impl Source {
         Ok(())
     }
 
-    /// Reads a batch and returns its sequence number. Its items are added to `items` as they are read.
+    /// Reads a batch and returns its sequence number. Adds each item to `items` as soon as it is read.
     fn batch(&mut self, items: &mut Vec<Item>) -> Result<u64, Stop> {
         match self.take()? {
             [START] => {}
@@ -206,7 +207,7 @@ impl Source {
         let zeros = vec![0; BUFFER_BYTES + MAGIC.len()];
         let mut bytes = Vec::with_capacity(BUFFER_BYTES + MAGIC.len());
         loop {
-            // The end of the previous part stays, for magic bytes across the boundary.
+            // Keep the end of the previous part, because the magic bytes may cross the boundary.
             let overlap = bytes.len().min(MAGIC.len() - 1);
             bytes.drain(..bytes.len() - overlap);
             let count = u64::try_from(BUFFER_BYTES).unwrap_or(u64::MAX);
@@ -225,22 +226,22 @@ impl Source {
     }
 }
 
-/// Returns whether these are the first of the magic bytes and zeros.
+/// Returns whether the bytes are a prefix of the magic bytes, followed by zeros.
 fn is_unfinished(magic: [u8; 4]) -> bool {
     let written = magic.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     magic.get(..written) == MAGIC.get(..written)
 }
 
-/// What a part of a journal contains.
+/// Contents of a part of a journal.
 #[derive(Default)]
 struct Rest {
     /// End of the last byte that is not zero.
     end: u64,
-    /// Whether there are the magic bytes of an end marker.
+    /// Whether the part contains the magic bytes of an end marker.
     has_end_marker: bool,
 }
 
-/// Reads a journal up to the first batch that is damaged or has a sequence number of at least `below`.
+/// Reads a journal up to the first batch that is corrupt or has a sequence number of at least `below`.
 fn scan(path: &Path, below: u64) -> io::Result<Scan> {
     let mut source = Source::open(path, 0, false)?;
     let (mut intact, mut batches) = (0, 0);
@@ -312,10 +313,10 @@ pub(super) fn are_empty(dir: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Cuts what follows the last intact batch. No process may have the directory open.
+/// Cuts the bytes after the last intact batch. No process may have the directory open.
 ///
 /// # Errors
-/// [`Error::Corrupt`] if batches of a later journal follow the damage: they cannot be kept without a gap.
+/// [`Error::Corrupt`] if a later journal contains batches, which cannot be kept without a gap.
 pub(super) fn repair(dir: &Path) -> Result<Option<Cut>> {
     let failed = |source: io::Error| io_refused(dir, &source);
     let mut damaged: Option<(PathBuf, Scan)> = None;
@@ -326,7 +327,7 @@ pub(super) fn repair(dir: &Path) -> Result<Option<Cut>> {
                 return Err(Error::Corrupt {
                     place: first.display().to_string(),
                     reason: format!(
-                        "the journal is damaged at byte {}, and {} was written after it; restore the directory from a \
+                        "the journal is corrupt at byte {}, and {} contains later batches; restore the directory from a \
                          backup, or move it away to start with an empty log",
                         scan.intact,
                         path.display()
@@ -350,7 +351,7 @@ pub(super) fn repair(dir: &Path) -> Result<Option<Cut>> {
     };
     let records = records(&file, intact).map_err(failed)?;
     let aside = match damage.is_unfinished_write {
-        // Nothing acknowledged is in it.
+        // The bytes contain no acknowledged batch.
         true => truncate(&file, intact).map(|()| None),
         false => keep_aside(&file).and_then(|aside| replace(&file, intact).map(|()| Some(aside))),
     };
@@ -364,15 +365,15 @@ pub(super) fn repair(dir: &Path) -> Result<Option<Cut>> {
     }))
 }
 
-/// Cuts batches that were never acknowledged, by their sequence number, and everything after them. Their writer may still
-/// have the file open and write to it later, so the file is replaced.
+/// Cuts the batches that were never acknowledged, which have sequence numbers of at least `acknowledged_below`, and
+/// everything after them. The database may still have the file open and write to it later, so the file is replaced.
 pub(super) fn cut_unacknowledged(dir: &Path, acknowledged_below: u64) -> io::Result<()> {
     let mut cut = false;
     let journals = journals(dir)?;
     for path in &journals {
         let found = scan(path, acknowledged_below)?;
         let is_active = journals.last() == Some(path);
-        // The active file is replaced in any case: its writer may have buffered a part of a batch.
+        // The active file is always replaced, because the database may have buffered a part of a batch.
         if cut || is_active || found.damage.is_some() {
             replace(path, if cut { 0 } else { found.intact })?;
         }
@@ -398,13 +399,13 @@ fn replace(path: &Path, len: u64) -> io::Result<()> {
         sync_directory(path)
     })();
     if written.is_err() {
-        // It exists only if the disk is full or fails; the error of the copy is reported.
+        // The copy is left only if the disk is full or fails. The error of the copy is reported.
         std::fs::remove_file(&copy).ok();
     }
     written
 }
 
-/// Keeps a journal under a second name.
+/// Creates a second name (hard link) for a journal, so that its content is kept.
 fn keep_aside(path: &Path) -> io::Result<PathBuf> {
     let free = (1_u32..).map(|n| path.with_extension(format!("damaged-{n}")));
     let aside = free.into_iter().find(|aside| !aside.exists());

@@ -1,8 +1,9 @@
-//! A file about the last process that opened the log: whether it closed the log, and on which boot of the host it ran.
+//! The session file describes the last process that opened the log: whether it closed the log, and during which boot of
+//! the host it ran.
 //!
-//! A process that ended without closing the log lost nothing while the host keeps running: its writes are in the page
-//! cache. After another boot they may be lost. The id is also in the store, so that a store that lost the beginning of
-//! the session, or was replaced by another one, is recognized.
+//! If a process ended without closing the log, its writes are in the page cache, and they may be lost only if the host
+//! was rebooted since. The session's id is also in the store. This detects a store that lost the beginning of the
+//! session or was replaced by another store.
 
 use super::journal::sync_directory;
 use crate::embedded::config::Durability;
@@ -19,7 +20,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Session {
     pub id: Uuid,
-    /// Boot of the host; `None` if the system does not tell.
+    /// Boot id of the host; `None` if the system provides none.
     pub boot: Option<String>,
     pub is_closed: bool,
     /// Whether every acknowledged write was synced.
@@ -37,7 +38,7 @@ impl Session {
         }
     }
 
-    /// Reads the last session; `None` if there is none or the file is damaged.
+    /// Reads the last session; `None` if there is none or the file is corrupt.
     pub fn read(dir: &Path) -> Option<Session> {
         serde_json::from_slice(&std::fs::read(dir.join(FILE)).ok()?).ok()
     }
@@ -53,8 +54,8 @@ impl Session {
 
     /// Returns why acknowledged writes may be missing in a store that was written by this session.
     ///
-    /// `stored` are the ids that the store contains: of the session that wrote it last, and of the one before, whose file
-    /// is current if the process died between the two writes.
+    /// `stored` are the ids in the store: that of the session that wrote it last, and that of the session before. The
+    /// latter's file is still current if the process died between writing the store and the file.
     pub fn possible_loss(&self, now: &Session, stored: &[Uuid]) -> Option<&'static str> {
         if !stored.contains(&self.id) {
             return Some("the store is older than the last session, or was replaced");

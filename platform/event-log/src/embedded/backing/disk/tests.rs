@@ -1,4 +1,4 @@
-//! Tests of the storage in a directory: damaged files, interrupted sessions, and writes that fail.
+//! Tests of the storage in a directory: corrupt files, interrupted sessions, and writes that fail.
 
 use super::*;
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 mod damage;
 
-/// Options of a log whose keeper does nothing during a test.
+/// Configuration of a log whose keeper does nothing during a test.
 fn config() -> Config {
     Config::new(None, Arc::new(|| 0))
 }
@@ -16,7 +16,7 @@ fn open(dir: &Path) -> DiskBacking {
     DiskBacking::open(dir, &config()).expect("open")
 }
 
-/// Opens a directory as the log does, with a session.
+/// Opens a directory and begins a session, as the log does.
 fn begin(dir: &Path) -> DiskBacking {
     let backing = open(dir);
     backing.begin_session().expect("begin a session");
@@ -35,7 +35,7 @@ fn put(backing: &DiskBacking, key: &str, value: &str) {
     backing.commit(&writes, Persist::Buffer).expect("commit");
 }
 
-/// Everything in the records space.
+/// All rows of the records keyspace.
 fn records(backing: &DiskBacking) -> BTreeMap<String, String> {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
     let mut found = BTreeMap::new();
@@ -47,7 +47,7 @@ fn records(backing: &DiskBacking) -> BTreeMap<String, String> {
     found
 }
 
-/// Ends a process without closing the log.
+/// Simulates the end of a process that does not close the log.
 fn kill(mut backing: DiskBacking) {
     backing.has_begun = AtomicBool::new(false);
 }
@@ -156,7 +156,7 @@ fn epoch_may_stay_after_close_and_kill_but_not_after_another_boot() {
     host_restarts();
     let backing = open(dir.path());
     assert!(backing.recovered().lost.is_some(), "host crashed");
-    // Dies before the new epoch is stored.
+    // The process dies before the new epoch is stored.
     drop(backing);
     let backing = begin(dir.path());
     assert!(backing.recovered().lost.is_some(), "still not known");

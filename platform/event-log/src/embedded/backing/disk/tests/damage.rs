@@ -1,4 +1,5 @@
-//! Damaged files: random cuts and changes of journal bytes keep a prefix of the batches; other damage is an error.
+//! Tests of corrupt files: after random cuts and changes of journal bytes, a prefix of the batches is kept; corruption
+//! elsewhere is an error.
 
 use super::*;
 use std::fs;
@@ -49,7 +50,7 @@ impl Random {
     }
 }
 
-/// What happened to the bytes of a journal.
+/// A kind of corruption of a journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Damage {
     /// The file ends early.
@@ -63,7 +64,7 @@ enum Damage {
 }
 
 impl Damage {
-    /// Damages the bytes and returns the position of the first damaged one.
+    /// Corrupts the bytes and returns the position of the first corrupt byte.
     fn apply(self, bytes: &mut Vec<u8>, from: usize, random: &mut Random) -> usize {
         let at = from + random.below(bytes.len() - from);
         match self {
@@ -84,7 +85,7 @@ fn check_damage(seed: u64) {
     let Journal { dir, ends, mut bytes } = journal(seed);
     let file = dir.path().join("0.jnl");
     let damage = [Damage::Cut, Damage::Zeros, Damage::Page, Damage::Flip][random.below(4)];
-    // The session and the first batch were written before anything was damaged.
+    // Only bytes after the session and the first batch are corrupted.
     let first = usize::try_from(ends[0]).unwrap();
     let original = bytes.clone();
     let at = damage.apply(&mut bytes, first, &mut random);
@@ -100,7 +101,7 @@ fn check_damage(seed: u64) {
         "{context}: not a prefix: {:?}",
         found.keys()
     );
-    // Zeros that were zeros before, and a changed sequence number, damage nothing.
+    // Zeros that replace zeros, and a changed sequence number, are no corruption.
     assert!(kept >= intact, "{context}: {kept} batches left of {intact} intact ones");
     let recovered = backing.recovered();
     let is_whole = bytes == original || kept == ends.len();
