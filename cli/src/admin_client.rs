@@ -9,7 +9,8 @@ use serde_json::Value;
 use service::Secret;
 use std::time::Duration;
 
-/// A query is redirected to the owner of the task; a second redirect means that the task has just moved.
+/// Maximum number of redirects. A query is redirected to the process that owns the task, and redirected again if the
+/// task has just moved.
 const REDIRECTS_MAX: usize = 3;
 
 /// A client of admin listeners.
@@ -56,7 +57,7 @@ impl AdminClient {
                 .get(LOCATION)
                 .and_then(|location| location.to_str().ok());
             let next = location.and_then(|location| url.join(location).ok());
-            let next = next.with_context(|| format!("{url} answered with a redirect that is not a URL"))?;
+            let next = next.with_context(|| format!("{url} redirects to an invalid URL"))?;
             if url.scheme() == "https" && next.scheme() != "https" {
                 bail!(
                     "{url} redirects to {next}, which has no TLS; set `admin.tls` and `admin.advertise` of that process"
@@ -64,7 +65,7 @@ impl AdminClient {
             }
             url = next;
         }
-        bail!("too many redirects, the last one to {url}; repeat the command")
+        bail!("too many redirects, the last to {url}; repeat the command")
     }
 
     /// Sends a `POST` with a JSON body.
@@ -80,7 +81,7 @@ impl AdminClient {
     }
 }
 
-/// The first token of a file, which may be one that [[admin.tokens]] uses.
+/// The first token of a file. The file may be one that [[admin.tokens]] uses.
 fn token_in(file: &std::path::Path) -> Result<Secret> {
     let text = std::fs::read_to_string(file)
         .with_context(|| format!("cannot read the token in {} (--admin-token-file)", file.display()))?;
@@ -90,13 +91,13 @@ fn token_in(file: &std::path::Path) -> Result<Secret> {
     Ok(Secret::new(token))
 }
 
-/// The error in a response that is not a success.
+/// Creates the error for a response whose status is not a success.
 pub async fn error_of(base: &str, response: Response) -> anyhow::Error {
     let status = response.status();
     let body = response.text().await.unwrap_or_default();
     let problem: Value = serde_json::from_str(&body).unwrap_or_default();
     let detail = problem.get("detail").and_then(Value::as_str);
-    let text = detail.map_or_else(|| format!("{base} answered {status}"), str::to_owned);
+    let text = detail.map_or_else(|| format!("{base} returned status {status}"), str::to_owned);
     match status.as_u16() {
         401 | 403 => anyhow!("{base} rejects the request: {text} (--admin-token-file, or TRUNKLINE_ADMIN_TOKEN)"),
         _ => anyhow!(text),

@@ -92,10 +92,10 @@ pub struct Dev {
     /// Bootstrap servers of a Kafka cluster to use instead of the embedded log.
     #[arg(long, value_name = "ADDR")]
     pub kafka: Option<String>,
-    /// What acknowledged writes to the embedded log survive besides the end of the process.
+    /// Durability of acknowledged writes to the embedded log if the host crashes.
     #[arg(long, value_enum, default_value = "os")]
     pub durability: Durability,
-    /// Interval of the syncs with `--durability interval`, in ms.
+    /// Interval between syncs with `--durability interval`, in ms.
     #[arg(long, default_value_t = 1000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=60_000))]
     pub sync_interval_ms: u64,
     /// URL of a schema registry (Confluent API) to use instead of the embedded one.
@@ -127,9 +127,9 @@ pub struct Dev {
 pub enum Durability {
     /// The operating system decides when to write to the disk.
     Os,
-    /// Synced at an interval.
+    /// Writes are synced at an interval.
     Interval,
-    /// Synced before each acknowledgement.
+    /// Each write is synced before it is acknowledged.
     Commit,
 }
 
@@ -224,14 +224,14 @@ pub struct Target {
     /// Data directory of a `trunkline dev`, which may be running or stopped.
     #[arg(long, value_name = "DIR", default_value = ".trunkline")]
     pub data: PathBuf,
-    /// Token for admin listeners. Prefer --admin-token-file or the variable: other users of this machine see command
-    /// lines.
+    /// Token for admin listeners. Prefer --admin-token-file or the environment variable, because other users of this
+    /// machine can see command lines.
     #[arg(long, value_name = "TOKEN", env = "TRUNKLINE_ADMIN_TOKEN", hide_env = true, value_parser = secret)]
     pub admin_token: Option<Secret>,
     /// File with the token for admin listeners.
     #[arg(long, value_name = "FILE", env = "TRUNKLINE_ADMIN_TOKEN_FILE")]
     pub admin_token_file: Option<PathBuf>,
-    /// PEM file with further certificate authorities that admin listeners' certificates may be signed by.
+    /// PEM file with additional certificate authorities to trust for the certificates of admin listeners.
     #[arg(long, value_name = "FILE", env = "TRUNKLINE_ADMIN_CA")]
     pub admin_ca: Option<PathBuf>,
 }

@@ -97,7 +97,7 @@ pub fn registry(config: &RegistryConfig, log: &SharedEventLog) -> Result<SharedR
         }
         None => {
             let embedded = registry::embedded::Embedded::open(log.clone());
-            Arc::new(embedded.context("cannot open the embedded registry")?)
+            Arc::new(embedded.context("cannot open the embedded schema registry")?)
         }
     };
     Ok(Arc::new(Catalog::new(inner)))

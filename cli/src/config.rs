@@ -11,7 +11,7 @@ use service::{Secret, admin, config::Sources};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Environment variables that are command line options, not keys of the file.
+/// Environment variables that set command line options, not keys of the file.
 const OPTIONS: [&str; 8] = [
     "TRUNKLINE_ADMIN_CA",
     "TRUNKLINE_ADMIN_TOKEN",
@@ -80,13 +80,13 @@ pub struct Registry {
     /// Address on which a node with the role `registry` serves the embedded registry.
     #[serde(default)]
     pub listen: Option<std::net::SocketAddr>,
-    /// TLS of that listener.
+    /// TLS of the embedded registry's listener.
     #[serde(default)]
     pub tls: Option<TlsConfig>,
-    /// Allows that listener on an address beyond loopback without TLS.
+    /// Allows the embedded registry's listener to use an address other than loopback without TLS.
     #[serde(default)]
     pub insecure: bool,
-    /// Users of that listener. Without any, it must be on loopback.
+    /// Users of the embedded registry's listener. Without users, the listener must be on loopback.
     #[serde(default)]
     pub users: Vec<RegistryUser>,
 }
@@ -95,14 +95,14 @@ pub struct Registry {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RegistryUser {
-    /// Name. Entries with the same name allow to replace a password without a gap.
+    /// Name. Several entries may have the same name, so that a password can be replaced without interruption.
     pub name: String,
     /// Password.
     pub password: Secret,
 }
 
 impl Registry {
-    /// The registry with this URL, or the embedded one, without credentials.
+    /// The registry at this URL, or the embedded one if there is no URL, without credentials.
     pub fn at(url: Option<String>) -> Self {
         Self {
             url,

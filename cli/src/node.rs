@@ -118,7 +118,7 @@ pub async fn start(
     start_roles(plan, &context, admin).await
 }
 
-/// The routes of the admin listener besides those that every process has.
+/// Routes of the admin listener in addition to those that every process has.
 fn routes(operations: SharedOperations, processors: SharedProcessors) -> Routes {
     operations_api::routes(operations).merge(state_api::routes(processors))
 }
@@ -166,7 +166,7 @@ fn watch(log: SharedEventLog, component: Component, tasks: &Tasks) {
     });
 }
 
-/// What an operator does about an error of the log.
+/// Returns the fix of an error of the log.
 fn fix(error: &event_log::Error) -> &'static str {
     match error {
         event_log::Error::StorageUnavailable { fix, .. } => fix,

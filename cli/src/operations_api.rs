@@ -48,7 +48,7 @@ pub enum Request {
 }
 
 impl Request {
-    /// Its name, as in the JSON of a request.
+    /// The name of the request, as in its JSON.
     pub fn name(&self) -> &'static str {
         match self {
             Request::Topics => "topics",
@@ -75,11 +75,11 @@ impl Request {
 /// State of the log.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct LogState {
-    /// Which log it is.
+    /// Description of the log.
     pub log: String,
-    /// Why it cannot be used now.
+    /// Why the log currently cannot be used.
     pub problem: Option<String>,
-    /// What the last opening of an embedded log cut or lost.
+    /// Notice of data that an embedded log cut or lost when it was opened.
     pub notice: Option<String>,
     /// Whether acknowledged writes may be lost.
     pub is_loss: bool,
@@ -341,7 +341,7 @@ async fn handle(
             .retry_after(1));
     };
     if request.role() > Role::Viewer {
-        // Without its values: a key is data.
+        // Log the request without its values, because a key is data.
         tracing::info!(token = %caller.name, operation = request.name(), "operation requested");
     }
     let (sender, receiver) = mpsc::channel::<Response>(64);

@@ -54,7 +54,7 @@ impl Client {
         }
     }
 
-    /// Sends requests to the running `dev` of the data directory.
+    /// Sends requests to the running `trunkline dev` of the data directory.
     fn remote(target: &Target) -> Result<Self> {
         let url = running_dev::read(&target.data)?.admin;
         Ok(Client::Remote(AdminClient::new(target, None)?, url))

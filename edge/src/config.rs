@@ -265,7 +265,7 @@ impl IssuerConfig {
     }
 }
 
-/// The edge has the most connections of all listeners of a process.
+/// The edge has more connections than the other listeners of a process.
 const DESCRIPTORS_PERCENT: usize = 50;
 
 /// An invalid field, with cause and fix.
@@ -339,14 +339,15 @@ impl Config {
 }
 
 impl Limits {
-    /// Limits of the listener. The routes limit the time for a response themselves, because of long polls.
+    /// Limits of the listener. The routes have their own limit for the time of a response, because of long polls.
     pub(crate) fn of_connections(&self) -> listener::Limits {
         let read = Duration::from_secs(self.read_timeout_s);
         listener::Limits {
             connections: self.connections_max,
             descriptors_percent: DESCRIPTORS_PERCENT,
             head: read,
-            // The routes answer a body that is too slow; this limit is for bodies that no route reads.
+            // This limit applies to bodies that no route reads. The routes themselves respond to a body that is too
+            // slow.
             body: read + Duration::from_secs(5),
             response: None,
             drain: Duration::from_secs(self.drain_s),

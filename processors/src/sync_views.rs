@@ -99,8 +99,9 @@ impl SyncViews {
         }
     }
 
-    /// Processes a record. With `rejected`, the log or the store rejected its effects and the record is already a dead
-    /// letter. The record still counts as a part of its source transaction, and its row then lacks the change.
+    /// Processes a record. If `rejected`, the log or the store has rejected the effects of the record, and the record
+    /// has already been written as a dead letter. It is still counted as a part of its source transaction, but its
+    /// change is not applied to the row.
     fn process_record(&mut self, record: RecordRef<'_>, rejected: bool, step: &mut Step<'_>) -> Result<(), Error> {
         step.output.caused_by(record);
         let rules = self.config.rules.clone();
@@ -177,7 +178,7 @@ impl SyncViews {
             Kind::Missing { state_key } => {
                 let known = match step.state.get(state_key)? {
                     Some(bytes) => Row::decode(&bytes)?.version,
-                    // Its entry may have been removed by proof since.
+                    // A later record may have proved that the row lacks nothing, so its entry may already be removed.
                     None if input.replayed.is_some() => return Ok(()),
                     None => self.floor,
                 };

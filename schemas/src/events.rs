@@ -1,4 +1,5 @@
-//! Typed control records of Trunkline: what `view.log`, change topics and the positions topic contain besides rows.
+//! Typed control records of Trunkline: the records of `view.log`, change topics and the positions topic that are not
+//! rows.
 //!
 //! Each record is encoded by its released schema `avro/<name>.v1.avsc`. Its first field is a format number: a newer format
 //! is rejected before the rest is decoded, without the registry. Released schemas do not change; a change of the layout is
@@ -252,7 +253,8 @@ events! {
         is_final: bool,
     }
 
-    /// Position record of a connector in the positions topic, written in the transaction of the records that it covers.
+    /// Position record of a connector in the positions topic, written in the transaction of the records up to that
+    /// position.
     ConnectorPosition<'a> {
         /// Where the connector continues, as JSON in the format of the connector's kind.
         position: &'a str,

@@ -16,7 +16,8 @@ pub const SNAPSHOT: &str = "snapshot";
 pub const MOVED_TO: &str = "moved-to";
 /// On a row whose key changed: the old key, which is the key of the preceding tombstone.
 pub const MOVED_FROM: &str = "moved-from";
-/// On a record whose key begins with `~missing`: why the change of the row, or changes of the table, are not in the topic.
+/// Header of a record whose key begins with `~missing`: the reason why the change of the row, or changes of the table,
+/// are not in the topic.
 pub const MISSING: &str = "missing";
 /// [`REPLAY`] or [`REDRIVE`]; absent from other records.
 pub const REPLAYED: &str = "replayed";

@@ -98,8 +98,9 @@ impl Cluster {
         }
     }
 
-    /// Minimum number of aborted transactions, from the brokers' indexes of these partitions. For each producer, the
-    /// partition with the most entries counts, because a transaction may write to several partitions.
+    /// Lower bound of the number of aborted transactions, counted in the transaction indexes (`.txnindex`) of these
+    /// partitions. For each producer, only the partition with the most entries is counted, because a transaction may
+    /// write to several partitions.
     pub fn aborted<'t>(&self, partitions: impl Iterator<Item = (&'t str, i32)>) -> usize {
         let mut most: BTreeMap<[u8; 8], usize> = BTreeMap::new();
         for (topic, partition) in partitions {

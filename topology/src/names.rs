@@ -9,7 +9,7 @@ use schemas::ids::ViewName;
 /// registry.
 pub(crate) const RESERVED_TOPOLOGY: &str = "trunkline";
 
-/// The fix for a name that is not allowed; `None` for an allowed name.
+/// Returns the fix for a name that is not allowed; `None` for an allowed name.
 pub(crate) fn rejected(name: &str) -> Option<String> {
     let error = ViewName::new(name).err()?;
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');

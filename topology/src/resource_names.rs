@@ -4,7 +4,7 @@
 //! topologies differ, and one prefixed ACL covers a topology. Trunkline's internal topics begin with `_trunkline` after the
 //! prefix, which no declared name does. Only the topic of the schema registry, `_schemas`, is shared by topologies.
 
-/// Topics of versions without a prefix, by which a log that such a version wrote is recognized.
+/// Topics that versions without a prefix created. A log that contains one of them was written by such a version.
 const UNPREFIXED_TOPICS: [&str; 3] = ["view.log", "connect.positions", "members"];
 
 /// Derives the names of one topology.
@@ -14,24 +14,25 @@ pub struct Names {
 }
 
 impl Names {
-    /// The names of the topology with this name.
+    /// Creates the names of the topology with this name.
     pub fn of(topology: impl Into<String>) -> Self {
         Names {
             topology: topology.into(),
         }
     }
 
-    /// The names of the topology to which a topic, group or transactional id belongs; `None` if the name has no prefix.
+    /// Creates the names of the topology to which a topic, group or transactional id belongs; `None` if the name has no
+    /// prefix.
     pub fn owning(name: &str) -> Option<Self> {
         name.split_once('.').map(|(topology, _)| Names::of(topology))
     }
 
-    /// The first topic that a version without prefixes created.
+    /// Returns the first of these topics that was created by a version without prefixes.
     pub fn unprefixed<'t>(topics: impl IntoIterator<Item = &'t str>) -> Option<&'t str> {
         topics.into_iter().find(|topic| UNPREFIXED_TOPICS.contains(topic))
     }
 
-    /// With what all names begin: the topology's name and a dot.
+    /// The prefix of all names: the topology's name and a dot.
     pub fn prefix(&self) -> String {
         self.with("")
     }
@@ -118,7 +119,7 @@ mod tests {
     use super::*;
     use schemas::ids::NAME_CHARS_MAX;
 
-    /// All names that follow from declared names of this length.
+    /// All names that are derived from declared names of this length.
     fn all(names: &Names, declared: &str) -> Vec<String> {
         let stores = [
             names.local(&names.processor(declared)).to_owned(),

@@ -69,7 +69,7 @@ pub struct Page {
     pub hashes: Vec<(BucketId, u128)>,
     /// Next cursor of the device.
     pub cursor: Cursor,
-    /// Whether the device has the state of one instant after this page.
+    /// Whether the device has a consistent snapshot after applying this page.
     pub complete: bool,
 }
 

@@ -224,8 +224,8 @@ fn opener(dev: &args::Dev) -> Result<impl Fn() -> Result<Backends> + Send + Sync
     })
 }
 
-/// Opens the embedded log of the data directory. Fails if a version without prefixes wrote it, because all topics would be
-/// created again, empty, beside the old ones.
+/// Opens the embedded log of the data directory. Fails if the log was written by a version without topic prefixes,
+/// because all topics would be created again, empty, in addition to the old ones.
 fn embedded_log(dev: &args::Dev, clock: &SharedClock) -> Result<SharedEventLog> {
     let data = &dev.data;
     let log = backends::embedded_log(data, clock, durability(dev)).context("cannot open the embedded log")?;
@@ -284,7 +284,7 @@ fn start_generator(tasks: &Tasks, ingest: SocketAddr, token: &str, orders_per_s:
     });
 }
 
-/// Prints, before the start, what will run.
+/// Prints what will run. Called before the start.
 fn print_start(dev: &args::Dev, is_sample: bool) {
     let topology = match &dev.topology {
         Some(file) => file.display().to_string(),

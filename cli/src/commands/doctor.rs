@@ -105,7 +105,8 @@ fn check_log(client: &Client) -> Vec<Finding> {
     findings
 }
 
-/// Whether a topology has its topics here. Its `view.log` is created at the first start of any of its nodes.
+/// Whether the log contains the topics of a topology. `view.log` is created when any of the topology's nodes starts for
+/// the first time.
 fn check_view_log(topics: &[&str]) -> Finding {
     let is_view_log = |topic: &&&str| Names::owning(topic).is_some_and(|names| names.view_log() == **topic);
     let found: Vec<&str> = topics.iter().filter(is_view_log).copied().collect();
@@ -156,7 +157,7 @@ fn check_log_state(client: &Client) -> Vec<Finding> {
     problem.into_iter().chain(notice).collect()
 }
 
-/// A finding if the topic contains records.
+/// Returns a finding if the topic contains records.
 fn check_dead_letters(client: &Client, topic: &str) -> Option<Finding> {
     let details = client.collect(Request::Topic(topic.to_owned())).ok()?;
     let offsets = details.first()?.get("offsets").and_then(Value::as_i64)?;
@@ -164,7 +165,8 @@ fn check_dead_letters(client: &Client, topic: &str) -> Option<Finding> {
     (offsets > 0).then(|| bad("dead letters", format!("{topic} contains records"), fix))
 }
 
-/// A finding for each table of a source that needs a snapshot, by the stored position of its connector.
+/// Returns a finding for each table of a source that needs a snapshot, according to the stored position of the
+/// connector.
 fn check_tables(client: &Client, positions: String, source: &str) -> Vec<Finding> {
     let request = Request::Tail(TailRequest {
         topic: positions,
@@ -175,7 +177,7 @@ fn check_tables(client: &Client, positions: String, source: &str) -> Vec<Finding
         follow: false,
         uncommitted: false,
     });
-    // Without the topic no connector has run yet.
+    // If the topic does not exist, no connector has run yet.
     let records = client.collect(request).unwrap_or_default();
     let stored = records.last().and_then(|record| record.pointer("/value/position"));
     let stored = stored.and_then(Value::as_str).map(serde_json::from_str::<Value>);

@@ -132,7 +132,7 @@ fn json_text(item: &Value, name: &str) -> String {
 fn list(output: Output, processes: &Processes) -> Result<()> {
     let (mut items, mut failure) = (Vec::new(), None);
     for url in &processes.urls {
-        // A process that has just ended still has an address in the members topic.
+        // The members topic still contains the address of a process that has just ended.
         match get(&processes.client, url, &[], &[]) {
             Ok(answer) => items.extend(tasks(&answer, url)),
             Err(error) => failure = Some(error),
@@ -295,17 +295,18 @@ fn members_topics(log: &dyn EventLog, processor: Option<&str>) -> Result<Vec<Str
     Ok(log.topics()?.into_iter().filter(is_members).collect())
 }
 
-/// Why there is no process to query. A processor is often named without the prefix of its topology.
+/// Creates the error if there is no process to query. A common mistake is a processor name without the prefix of the
+/// topology.
 fn no_process(processor: Option<&str>, mut announced: Vec<String>) -> String {
     announced.sort();
     announced.dedup();
     match processor {
         Some(processor) if !announced.is_empty() => format!(
-            "no process has announced processor `{processor}`; announced are {}; use one of these names, or name a process \
+            "no process has announced processor `{processor}`; announced are {}; use one of these names, or select a process \
              with --admin URL",
             announced.join(", ")
         ),
-        _ => String::from("no process has announced its address; name one with --admin URL"),
+        _ => String::from("no process has announced its address; select a process with --admin URL"),
     }
 }
 

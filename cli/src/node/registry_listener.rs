@@ -25,7 +25,7 @@ pub struct RegistryListener {
 }
 
 impl RegistryListener {
-    /// A listener without users, on loopback.
+    /// Creates a listener without users, on loopback.
     pub fn on(listen: SocketAddr) -> Self {
         Self {
             listen,
@@ -35,7 +35,7 @@ impl RegistryListener {
         }
     }
 
-    /// The configured listener.
+    /// Creates the configured listener.
     pub fn of(config: &config::Registry) -> Option<Self> {
         Some(Self {
             tls: config.tls.clone(),
@@ -74,7 +74,7 @@ impl RegistryListener {
     }
 }
 
-/// What a client of this user sends after `Basic `.
+/// The credentials that a client of this user sends after `Basic `.
 fn expected(user: &RegistryUser) -> String {
     STANDARD.encode(format!("{}:{}", user.name, user.password.expose()))
 }
@@ -99,7 +99,7 @@ fn is_allowed(users: &[String], headers: &HeaderMap) -> bool {
     let Some((scheme, given)) = value.and_then(|value| value.split_once(' ')) else {
         return false;
     };
-    // Every user is compared completely, so that the time reveals neither names nor passwords.
+    // Compare with all users in constant time, so that the duration reveals neither names nor passwords.
     let same = |user: &String| {
         let differences = user
             .bytes()

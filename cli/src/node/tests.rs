@@ -1,4 +1,4 @@
-//! Which role each route and each operation of the admin listener requires.
+//! Tests the role that each route and each operation of the admin listener requires.
 
 use super::*;
 use crate::operations_api::{OffsetsAction, OffsetsRequest, PATH, Position, ReplayRequest, Request, TailRequest};
@@ -9,8 +9,8 @@ use service::access::{Role as Access, TokenConfig, Tokens};
 use service::admin::{Access as Required, Endpoint};
 use tower::ServiceExt;
 
-/// Method, path and smallest role of each route; `None`: everyone. A new route must be added here and to the table of roles
-/// in docs/guides/listeners.md.
+/// Method, path and minimum role of each route; `None` for everyone. A new route must be added here and to the table of
+/// roles in docs/guides/listeners.md.
 const ROUTES: [(&str, &str, Option<Access>); 7] = [
     ("GET", "/healthz", None),
     ("GET", "/readyz", None),
@@ -105,8 +105,8 @@ async fn each_route_requires_its_role() {
     }
 }
 
-/// Each operation with the smallest role that may request it. `Request::role` has no wildcard, so a new operation cannot be
-/// forgotten there.
+/// Each operation with the minimum role that may request it. `Request::role` has no wildcard arm, so it cannot omit a
+/// new operation.
 fn operations() -> Vec<(Request, Access)> {
     let tail = TailRequest {
         topic: "t".to_owned(),

@@ -44,7 +44,7 @@ impl Credential {
             (None, None) => "has neither token nor certificate; set at least one of them",
             (Some(token), _) if token.expose().is_empty() => "has an empty token; set another",
             (_, Some(_)) if !has_client_ca => {
-                "has a certificate, but clients are not asked for theirs; set ingest.tls.client_ca"
+                "has a certificate, but client certificates are not requested; set ingest.tls.client_ca"
             }
             _ => return Ok(()),
         };

@@ -36,9 +36,9 @@ pub struct KeySet {
 /// Where a JWKS document was read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JwksOrigin {
-    /// The issuer's URL. Shared secrets in it are skipped.
+    /// The document was fetched from the issuer's URL. Symmetric keys in it are ignored.
     Fetched,
-    /// The configuration.
+    /// The document is part of the configuration.
     Configured,
 }
 

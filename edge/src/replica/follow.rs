@@ -62,7 +62,9 @@ pub struct FollowConfig {
 #[non_exhaustive]
 pub enum FollowError {
     /// Another process has locked the store.
-    #[error("cannot open the store of the view replica; stop the other process that uses the same edge.data_dir")]
+    #[error(
+        "cannot open the store of the view replica, because another process has locked it; stop the process that uses the same edge.data_dir"
+    )]
     Locked(#[source] state_store::Error),
 }
 

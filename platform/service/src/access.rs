@@ -1,7 +1,7 @@
 //! Access to the admin listener: tokens with roles.
 //!
-//! A token is configured as a secret or in a file with one token per line, which is read again when it changes: to rotate
-//! a token, add the new one, change the clients, then remove the old one. Only digests are kept in memory.
+//! A token is configured as a secret, or in a file with one token per line, which is read again when it changes. To
+//! rotate a token, add the new token, change the clients, then remove the old token. Only digests are kept in memory.
 
 use crate::{BoxError, Secret};
 use arc_swap::ArcSwap;
@@ -10,12 +10,12 @@ use serde::Deserialize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Prefix of a token that is configured as its SHA-256, in hexadecimal digits.
+/// Prefix of a token that is configured as its SHA-256 digest in hexadecimal digits.
 const DIGEST_PREFIX: &str = "sha256:";
 /// Shorter tokens could be guessed. 16 random bytes in base64 have 22 characters.
 const LENGTH_MIN: usize = 16;
 
-/// What a token allows. Each role includes the ones before it.
+/// Role of a token. Each role includes the permissions of the roles before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -44,13 +44,13 @@ impl Role {
     }
 }
 
-/// A token, or several, with a role.
+/// A client with its role and its token or tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenConfig {
     /// Name of the client, for logs and errors.
     pub name: String,
-    /// What the token allows.
+    /// Role of the client.
     pub role: Role,
     /// The token, or `sha256:` and its SHA-256 in hexadecimal digits. Exactly one of `token` and `file` is required.
     #[serde(default)]
@@ -60,7 +60,7 @@ pub struct TokenConfig {
     pub file: Option<PathBuf>,
 }
 
-/// Why tokens cannot be used.
+/// Error of a token that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("admin.tokens: token `{name}` cannot be used: {problem}")]
 pub struct TokenError {
@@ -78,7 +78,7 @@ pub struct TokenError {
 pub struct Caller {
     /// Name of its token.
     pub name: Arc<str>,
-    /// What it may do.
+    /// Role of the client.
     pub role: Role,
 }
 
@@ -134,12 +134,13 @@ impl Tokens {
         self.configured.iter().any(|config| config.file.is_some())
     }
 
-    /// The client with this token. Compares digests with all tokens, so that the time reveals nothing about them.
+    /// Returns the client with this token. Always compares the digest with those of all tokens, so that the duration
+    /// reveals nothing about them.
     pub fn find(&self, token: &str) -> Option<Caller> {
         let digest = digest::digest(&digest::SHA256, token.as_bytes());
         let entries = self.current.load();
         let is_same = |entry: &&Entry| constant_time::verify_slices_are_equal(&entry.digest, digest.as_ref()).is_ok();
-        // Not `find`, which would end at the first match. A token with two roles has the greater one.
+        // `find` is not used, because it ends at the first match. If a token has two roles, the greater one applies.
         let found = entries.iter().filter(is_same).max_by_key(|entry| entry.caller.role);
         found.map(|entry| entry.caller.clone())
     }

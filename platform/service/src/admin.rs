@@ -32,10 +32,10 @@ const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 pub struct Config {
     /// Address and port. Port 0 selects a free port.
     pub listen: SocketAddr,
-    /// URL under which other processes reach the listener, such as `https://views-1:9464`. Default: the address that it
+    /// URL at which other processes reach the listener, such as `https://views-1:9464`. Default: the address that it
     /// listens on, unless that is the unspecified address.
     pub advertise: Option<String>,
-    /// Tokens and their roles. Without any, the listener must be on loopback, and every client has all rights.
+    /// Tokens and their roles. Without tokens, the listener must be on loopback, and every client has the role admin.
     pub tokens: Vec<TokenConfig>,
     /// TLS.
     pub tls: Option<TlsConfig>,
@@ -44,7 +44,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// A listener without tokens.
+    /// Configuration of a listener without tokens.
     pub fn on(listen: SocketAddr) -> Self {
         Self {
             listen,
@@ -83,7 +83,7 @@ impl Default for Config {
     }
 }
 
-/// Why the admin listener could not start.
+/// Error that prevents the admin listener from starting.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -157,7 +157,7 @@ impl Admin {
     }
 }
 
-/// Reads the files with tokens until the drain. Reports a failure once, until it changes.
+/// Reads the token files at an interval until the drain. Logs a failure once, and again only if the failure changes.
 async fn reload(tokens: Arc<Tokens>, drain: Drain) {
     let mut failure = None;
     while drain.sleep(RELOAD_INTERVAL).await {
@@ -180,7 +180,7 @@ async fn reload(tokens: Arc<Tokens>, drain: Drain) {
     }
 }
 
-/// Probes need no token and see the status only, because causes contain addresses and names.
+/// Probes without a token see only the status, because causes contain addresses and names.
 async fn readyz(Shared(admin): Shared<Admin>, caller: Option<Extension<Caller>>) -> Response {
     let report = admin.report();
     let status = if report.ready {

@@ -94,8 +94,8 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The environment: a variable `TRUNKLINE_A__B=value` sets key `b` of table `a`. Lists may be separated by commas.
-    /// Variables with another meaning are ignored: [`FAILPOINTS`], those that begin with
+    /// Reads the environment: a variable `TRUNKLINE_A__B=value` sets key `b` of table `a`. Items of a list may be
+    /// separated by commas. Variables with another meaning are ignored: [`FAILPOINTS`], those that begin with
     /// `TRUNKLINE_TEST_`, those in `except`, and those that Kubernetes sets for a Service whose name begins with
     /// `trunkline`.
     pub fn environment(except: &[&str]) -> Self {
@@ -104,7 +104,7 @@ impl Sources {
         Self::variables(all, except)
     }
 
-    /// The same with given variables.
+    /// As [`Sources::environment`], with the given variables.
     fn variables(all: impl Iterator<Item = (String, String)>, except: &[&str]) -> Self {
         let other = |name: &str| name == FAILPOINTS || name.starts_with("TRUNKLINE_TEST_") || except.contains(&name);
         let is_key = |name: &str, value: &str| {

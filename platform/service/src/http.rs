@@ -1,4 +1,4 @@
-//! What the routes of all listeners have in common: bearer tokens, and problem bodies for unknown paths and methods.
+//! Common code of the routes of all listeners: bearer tokens, and problem bodies for unknown paths and methods.
 
 use crate::{Problem, problem};
 use axum::http::{HeaderMap, Method, Uri, header};

@@ -1,11 +1,12 @@
 //! HTTP listeners: TLS with certificate reload, limits on each phase of a connection, and a graceful drain.
 //!
-//! All listeners of a process use this module. A connection is closed when a TLS handshake, a request head, a request
-//! body or the reading of a response takes too long, and when there is no request for too long; see [`Limits`]. Each
-//! listener has a share of the process's file descriptors, so that clients of one cannot exhaust those of another.
+//! All listeners of a process use this module. A connection is closed if its TLS handshake, a request head, a request
+//! body or the reading of a response takes too long, or if it is idle for too long; see [`Limits`]. Each listener has a
+//! share of the process's file descriptors, so that the clients of one listener cannot use up the descriptors of
+//! another.
 //!
 //! When the drain starts, the socket is closed, requests in progress are answered and idle connections are closed.
-//! Connections that are left after [`Limits::drain`] are aborted. No task outlives [`Listener::run`].
+//! Connections that are still open after [`Limits::drain`] are aborted. No task outlives [`Listener::run`].
 
 mod activity;
 pub mod bodies;
@@ -35,11 +36,12 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Length of the queue of connections that are not accepted yet. The kernel limits it to `net.core.somaxconn`, 4,096 by
-/// default. A short queue makes clients that connect together wait for the retransmission of their SYN, 1 s or longer.
+/// default. If the queue is short and many clients connect at the same time, some of them must retransmit their SYN,
+/// which takes at least 1 s.
 const BACKLOG: u32 = 4_096;
 /// Pause after a failed accept. "Too many open files" persists, and a loop without a pause would use a whole core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Interval at which the files of the TLS configuration are compared.
+/// Interval at which the files of the TLS configuration are checked for changes.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A bound listener.
@@ -53,7 +55,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Binds a TCP socket. `key` is the table of the configuration, and names the listener in logs and metrics.
+    /// Binds a TCP socket. `key` is the table of the configuration; it is also the listener's name in logs and metrics.
     ///
     /// # Errors
     /// [`Error::Bind`].
@@ -70,7 +72,7 @@ impl Listener {
         })
     }
 
-    /// Uses TLS if there is a configuration.
+    /// Uses TLS if `tls` is not `None`.
     ///
     /// # Errors
     /// [`Error::Tls`].
@@ -105,7 +107,7 @@ impl Listener {
         tasks.spawn(name, self.run(routes, drain));
     }
 
-    /// Serves routes until `drain` starts, then until the connections have ended or [`Limits::drain`] is over.
+    /// Serves routes until `drain` starts, then until the connections have ended or [`Limits::drain`] has elapsed.
     pub async fn run(self, routes: Router, drain: Drain) {
         let allowed = self.limits.connections_here();
         if allowed < self.limits.connections {
@@ -177,7 +179,8 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    // As the standard library does: a restarted process can bind while connections of its predecessor are in TIME_WAIT.
+    // With SO_REUSEADDR, as in the standard library, a restarted process can bind while connections of its predecessor
+    // are in TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
@@ -192,12 +195,12 @@ async fn accept(
         .await
         .expect("the semaphore is never closed");
     let (stream, address) = socket.accept().await?;
-    // Fails for a connection that the client has reset already; serving it will notice.
+    // This fails if the client has already reset the connection, which is detected when the connection is served.
     drop(stream.set_nodelay(true));
     Ok((stream, address, slot))
 }
 
-/// An open connection: counted in the metrics, and holding its slot, until it is dropped.
+/// Guard of an open connection: until it is dropped, the connection is counted in the metrics and occupies a slot.
 struct Open {
     listener: &'static str,
     _slot: OwnedSemaphorePermit,

@@ -8,10 +8,10 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 
-/// A problem type: what all its occurrences have in common.
+/// A problem type: the members that all its occurrences share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind {
-    /// Stable name. The problem's `type` is `/problems/<code>`.
+    /// Permanent name. The problem's `type` is `/problems/<code>`.
     pub code: &'static str,
     /// Status code of the response.
     pub status: StatusCode,
@@ -25,7 +25,7 @@ impl Kind {
         Self { code, status, title }
     }
 
-    /// An occurrence, with cause and fix.
+    /// Creates an occurrence, with cause and fix.
     pub fn detail(&self, detail: impl Into<String>) -> Problem {
         Problem::new(self.status, format!("/problems/{}", self.code), self.title).detail(detail)
     }
@@ -61,7 +61,7 @@ pub const TIMEOUT: Kind = Kind::new(
     StatusCode::SERVICE_UNAVAILABLE,
     "The service is temporarily unavailable",
 );
-/// The process is starting, or something that it needs is not available.
+/// The process is starting, or a dependency is not available.
 pub const UNAVAILABLE: Kind = Kind::new(
     "unavailable",
     StatusCode::SERVICE_UNAVAILABLE,

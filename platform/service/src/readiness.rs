@@ -105,7 +105,7 @@ pub struct State {
     /// The fix: a command, or what to change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
-    /// What an operator should know, also while it is ready.
+    /// A notice for operators, which is also shown while the component is ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
@@ -183,7 +183,7 @@ impl Component {
         }));
     }
 
-    /// Sets what an operator should know about it, also while it is ready.
+    /// Sets the notice for operators, which is also shown while the component is ready.
     pub fn set_detail(&self, detail: Option<String>) {
         let mut components = lock(&self.components);
         if let Some(entry) = components.states.get_mut(&(self.name.clone(), self.id)) {

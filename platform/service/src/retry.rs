@@ -7,17 +7,17 @@ use crate::Drain;
 use crate::backoff::Backoff;
 use std::time::Duration;
 
-/// Delays between attempts: they double from `first` to `max`, with jitter.
+/// Delays between attempts. They double from `first` to `max`, with jitter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// First delay.
     pub first: Duration,
-    /// Greatest delay.
+    /// Maximum delay.
     pub max: Duration,
 }
 
 impl RetryPolicy {
-    /// For what a process needs before it can start: 200 ms to 5 s.
+    /// Policy for the dependencies that a process needs to start: 200 ms to 5 s.
     pub const START: RetryPolicy = RetryPolicy {
         first: Duration::from_millis(200),
         max: Duration::from_secs(5),

@@ -1,6 +1,6 @@
 //! The lifecycle of a process: start, run, [`shutdown`], exit.
 //!
-//! The result is returned to `main`; nothing calls `exit`.
+//! The result is returned to `main`; no code calls `exit`.
 
 use crate::shutdown::{self, Signals};
 use crate::tasks::TaskResult;

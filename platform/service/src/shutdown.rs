@@ -1,4 +1,4 @@
-//! Graceful shutdown of a process: what starts the drain, and how long the process waits for its tasks.
+//! Graceful shutdown of a process: starts the drain and waits for the tasks.
 //!
 //! SIGTERM, SIGINT, the first failed task, or the end of all tasks start the drain. The tasks then have until the drain
 //! limit to end. A second signal ends the wait immediately.
@@ -8,7 +8,7 @@ use crate::tasks::Error as TaskError;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Why a shutdown was not clean.
+/// Reason why a shutdown was not clean.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -30,7 +30,7 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Installs the handlers; must be called in an async runtime.
+    /// Installs the signal handlers. Must be called in an async runtime.
     pub(crate) fn new() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,

@@ -1,4 +1,4 @@
-//! Directory of a store: its lock, and errors when an engine opens its files.
+//! The directory of a store: its lock, and the errors of opening its files.
 
 use crate::error::{Error, Result};
 use std::fs::{File, OpenOptions, TryLockError};

@@ -1,4 +1,4 @@
-//! Quarantine: moves the directory of a store that cannot be used out of the way, so that its replacement can be restored.
+//! Quarantine: renames the directory of a store that cannot be used, so that a new store can be restored in its place.
 
 use crate::directory::io_error;
 use crate::error::Result;

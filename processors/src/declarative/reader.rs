@@ -128,7 +128,7 @@ pub fn id_of(declaration: &str) -> u64 {
     xxhash_rust::xxh3::xxh3_64(declaration.as_bytes())
 }
 
-/// The change that a record of a repartition topic contains.
+/// Returns the change in a record of a repartition topic.
 fn repartitioned<'r>(name: &str, side: Side, declaration: u64, record: RecordRef<'r>) -> Result<Change<'r>, StepError> {
     let (key, value) = (record.key().unwrap_or_default(), record.value().unwrap_or_default());
     match Delta::read(declaration, key, value) {

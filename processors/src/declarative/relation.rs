@@ -85,7 +85,7 @@ impl Relation {
         }
     }
 
-    /// The projection of a value's schema, which `prepare` has fetched.
+    /// Returns the projection for the schema that `value` was written with. `prepare` must have fetched that schema.
     pub fn bound(&self, value: &[u8]) -> Result<Arc<Bound>, String> {
         let id = schema_id(value).ok_or("the value has no schema id")?;
         if let Some((last, bound)) = &self.last

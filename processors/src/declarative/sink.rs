@@ -8,7 +8,7 @@ use event_log::Millis;
 use streams::{Error, Output, Result, Stage, State, Timer};
 use topology::Side;
 
-/// What applies deltas: an aggregate, a join or a repartition topic.
+/// Receiver of deltas: an aggregate, a join, or the writer of a repartition topic.
 pub trait Sink: Send {
     /// Advances stream time. Called for every record with its timestamp, limited to the wall-clock time.
     fn advance(&mut self, _at: Millis) {}

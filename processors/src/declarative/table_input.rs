@@ -73,7 +73,7 @@ impl TableChange<'_, '_> {
         let version = self.input.version;
         match &self.input.kind {
             Kind::Row(change) => self.apply_row(change, pipeline),
-            // The row keeps what it contributed before.
+            // The row keeps its previous contribution.
             Kind::Missing { .. } => Ok(()),
             Kind::Truncate => self.remove_rows(pipeline, &|_, row| row.version < version),
             Kind::ChunkEnd(end) => {

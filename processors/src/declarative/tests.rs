@@ -95,7 +95,7 @@ fn matching_events_count_once() {
     viewed(&mut harness, 1, None, 9, 11);
     viewed(&mut harness, 2, Some("cart"), 0, 12);
     viewed(&mut harness, 1, Some("cart"), 7, 13);
-    // A replayed event has counted already.
+    // A replayed event was already counted.
     harness.replay("shop.event.viewed", 0);
     harness.commit();
     assert_eq!(
@@ -136,7 +136,7 @@ fn failed_event_is_dead_letter_and_redrive_counts_once() {
     assert_eq!(reasons[0], "cannot evaluate `100 / ms`: division by zero");
     assert!(reasons[1].contains("Avro body"), "{reasons:?}");
     assert_eq!(harness.shown(), [(id(1), row_text(&[1.into(), 2.into(), 50.into()]))]);
-    // A redriven event counts once; one that has counted does not count again.
+    // A redriven event is counted once; an event that was already counted is not counted again.
     harness.redrive("shop.event.viewed", 0, &[Datum::Long(1), Datum::Null, Datum::Long(25)]);
     harness.redrive("shop.event.viewed", 0, &[Datum::Long(1), Datum::Null, Datum::Long(25)]);
     harness.redrive("shop.event.viewed", 1, &[Datum::Long(1), Datum::Null, Datum::Long(50)]);

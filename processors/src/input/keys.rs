@@ -33,7 +33,8 @@ pub fn row_state_key(table: &str, row_key: &str) -> Vec<u8> {
     key
 }
 
-/// State key that stands for all rows of a table in a missing entry. No row has it, because a row key is never empty.
+/// State key of a missing entry that applies to all rows of a table. No row has this key, because a row key is never
+/// empty.
 pub fn whole_table_key(table: &str) -> Vec<u8> {
     row_state_key(table, "")
 }

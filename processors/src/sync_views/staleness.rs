@@ -189,8 +189,8 @@ impl SyncViews {
         }
         let whole_table = keys::whole_table_key(input.table);
         for key in found {
-            // The row was unknown and is now known to be deleted. This is stored, because otherwise its redriven dead
-            // letter would restore the row (I4).
+            // The state has no such row, and `at` proves that the row is deleted. Store that, because otherwise
+            // redriving the dead letter of an earlier change would restore the row (I4).
             let state_key = keys::row_of_missing_key(&key);
             if state_key != whole_table && step.state.get(&state_key)?.is_none() {
                 let row = Row {
@@ -217,7 +217,8 @@ impl SyncViews {
         if low <= self.floor {
             return Ok(());
         }
-        // A change that the chunk itself lacks has its position, which may be just below `low` (ADR 3).
+        // A change that is missing from the chunk itself has the chunk's position, which may be just below `low` (ADR
+        // 3).
         let chunk = (input.version.source_epoch, input.version.position);
         self.cover(input, low, step, &|key, missing| {
             let covered = if key.is_empty() {

@@ -463,7 +463,7 @@ fn table_that_lacks_changes_is_stale_until_a_snapshot_or_truncation() {
         assert!(!harness.stale);
         harness.record("[\"~missing\",\"t\"]", Some(tx(1, 2)), Some(headers::REPLAY), None);
         assert!(!harness.stale, "a replayed record is no new gap");
-        // No row was remembered as deleted for the table itself.
+        // The state contains no deleted row for the entry of the table.
         harness.forget();
         harness.feed(&change(12, "twelve"));
         assert_eq!((harness.note(), harness.stale), (Some("twelve"), false));

@@ -1,7 +1,7 @@
-//! A log that fails as the test requests: at commits, and at random writes without transactions.
+//! A log with injected faults: requested faults of commits, and random failures of writes without transactions.
 //!
-//! It wraps another log, in tests the embedded one. Reads never fail; faults of the network and of the broker are the
-//! simulation's, and faults of the disk below the embedded log are tested in `platform/event-log`.
+//! It wraps another log, in tests the embedded log. Reads never fail. The simulation tests faults of the network and of
+//! the broker, and `platform/event-log` tests faults of the disk below the embedded log.
 
 use crate::simulation::Rng;
 use event_log::{
@@ -30,7 +30,7 @@ pub enum CommitFault {
 pub(crate) struct Crashed;
 
 struct State {
-    /// The faults of the next commits, one each.
+    /// The faults of the next commits, one per commit.
     commits: VecDeque<CommitFault>,
     /// Probability that a write without a transaction fails.
     writes: f64,
@@ -44,7 +44,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// No faults yet. Random ones will be chosen by this generator.
+    /// Creates an empty set of faults. `rng` chooses the random faults.
     pub fn new(rng: Rng) -> Self {
         let state = State {
             commits: VecDeque::new(),
@@ -56,7 +56,7 @@ impl Faults {
         }
     }
 
-    /// Requests a fault of the next commit that has none yet.
+    /// Requests a fault for the next commit that has none yet.
     pub fn at_commit(&self, fault: CommitFault) {
         self.lock().commits.push_back(fault);
     }
@@ -66,7 +66,7 @@ impl Faults {
         self.lock().commits.len()
     }
 
-    /// Lets each write without a transaction fail with this probability: before, after, or in the middle of it.
+    /// Makes each write without a transaction fail with this probability, before, after or in the middle of the write.
     pub fn fail_writes(&self, probability: f64) {
         self.lock().writes = probability;
     }
@@ -86,7 +86,7 @@ impl Faults {
         probability > 0.0 && state.rng.chance(probability)
     }
 
-    /// Runs a write, or fails it before or after it took effect.
+    /// Runs a write, or fails before or after running it.
     fn write<T>(&self, write: impl FnOnce() -> Result<T>) -> Result<T> {
         if !self.fails() {
             return write();
@@ -114,7 +114,7 @@ pub struct FaultyLog {
 }
 
 impl FaultyLog {
-    /// The log with these faults.
+    /// Wraps a log with these faults.
     pub fn new(log: SharedEventLog, faults: Faults) -> Self {
         FaultyLog {
             log,
@@ -123,7 +123,8 @@ impl FaultyLog {
         }
     }
 
-    /// The same with members that are not static, so that the group removes one that leaves or crashes at once.
+    /// Returns the log with members that are not static, so that the group removes a member immediately when it leaves
+    /// or crashes.
     #[must_use]
     pub fn with_dynamic_members(self) -> Self {
         FaultyLog {
@@ -280,7 +281,7 @@ impl Producer for FaultyProducer {
         if !self.faults.fails() {
             return self.producer.send(records);
         }
-        // Only some of the records are written, as by a producer that crashes.
+        // Write only some of the records, as a producer that crashes does.
         let kept = self.faults.lock().rng.below(8);
         let mut part = OutBatch::default();
         for (record, headers) in records.iter().take(kept) {

@@ -1,14 +1,14 @@
 //! Test kit of stream processors and of the stream runtime itself. Only a dev-dependency.
 //!
-//! - [`StepDriver`] tests what a processor makes of its records.
+//! - [`StepDriver`] tests the output and the state of a processor for given records.
 //! - [`TopologyDriver`] tests that an application's output is the same after crashes, lost disks and rebalances.
 //! - [`ThreadDriver`] runs one stream thread over the test's own log, clock and stores.
 //! - [`FaultyLog`] is a log with requested and random faults, for the drivers.
 //! - [`simulation`] runs processes over a simulated Kafka that loses, delays and expires data.
 //!
-//! All but the first run production code, including the commit protocol. Nothing sleeps, and only the simulation starts
-//! threads. The tests of `processors/streams` that need a driver are here too, because a unit test of a crate cannot use
-//! another crate that depends on it: the types of the two builds differ.
+//! All except the first run production code, including the commit protocol. Nothing sleeps, and only the simulation
+//! starts threads. This crate also contains the tests of `processors/streams` that need a driver. A unit test of a
+//! crate cannot use another crate that depends on it, because the types of the two builds differ.
 
 mod faulty_log;
 mod log;

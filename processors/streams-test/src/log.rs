@@ -21,7 +21,7 @@ pub(crate) fn in_memory(clock: &Manual) -> Result<SharedEventLog> {
     Ok(EmbeddedLog::open(config)?)
 }
 
-/// A topic that is neither compacted nor has limits.
+/// A topic without compaction and retention limits.
 pub(crate) fn topic(name: &str, partitions: i32) -> TopicSpec {
     TopicSpec {
         name: name.to_owned(),

@@ -152,8 +152,8 @@ pub fn seeds(variable: &str, count: u64) -> Range<u64> {
     from..from + count
 }
 
-/// Does work that the scenario itself simulates, such as a reader's. With a number, the work crashes at the failpoint that
-/// it passes after that many others.
+/// Runs work that the scenario itself simulates, such as that of a reader. With `crash_after` = *n*, the work crashes
+/// when it passes a failpoint for the *n* + 1st time.
 ///
 /// # Errors
 /// The failpoint at which the work crashed.

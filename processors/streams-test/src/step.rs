@@ -1,4 +1,4 @@
-//! Runs one processor with its state, without a log: records in, records out.
+//! Runs one processor with its state and without a log: it receives records and returns the output.
 
 use event_log::{Header, Millis, NewRecord, Offset, OutBatch, RecordBatch, TimestampType, TopicPartition};
 use state_store::{MemoryStore, SharedStore};
@@ -33,7 +33,7 @@ pub struct StepDriver {
 }
 
 impl StepDriver {
-    /// A processor with an empty state.
+    /// Creates a driver of a processor with an empty state.
     ///
     /// # Errors
     /// An error of its `restore`.
@@ -41,7 +41,8 @@ impl StepDriver {
         Self::over(name, processor, Arc::new(MemoryStore::new(STORE_SPACES)))
     }
 
-    /// A processor with its state in a store that has the spaces of a task store, for benchmarks.
+    /// Creates a driver of a processor with its state in `store`, which must have the keyspaces of a task store. For
+    /// benchmarks.
     ///
     /// # Errors
     /// An error of its `restore`.
@@ -156,7 +157,7 @@ pub fn records(at: &TopicPartition, first: Offset, rows: &[(&str, Option<&str>, 
     batch
 }
 
-/// A batch of one record.
+/// Creates a batch of one record.
 pub fn record<'h>(
     at: &TopicPartition,
     record: NewRecord<'_>,

@@ -21,7 +21,7 @@ pub struct Environment {
     pub log: SharedEventLog,
     /// Wall clock and monotonic clock.
     pub clock: Arc<dyn Clock>,
-    /// Where task stores are opened.
+    /// Opens task stores.
     pub stores: Arc<dyn Stores>,
 }
 

@@ -1,8 +1,9 @@
-//! What the test kit `trunkline-streams-test` needs beyond the public API: the runtime's own steps, made one at a time.
+//! Items that the test kit `trunkline-streams-test` needs in addition to the public API: the steps of the runtime,
+//! which the caller runs one at a time.
 //!
-//! The kit must run production code, or its results would not apply to production. These items give it exactly that:
-//! a stream thread without its OS thread, and a task without its transaction. They make no promise to applications;
-//! applications start with [`crate::run`] and test with the drivers of the kit.
+//! The kit must run production code, or its results would not apply to production. These items provide a stream thread
+//! without an OS thread, and a task without a transaction. Applications must not depend on them: they start with
+//! [`crate::run`] and test with the drivers of the kit.
 
 use crate::admin::status::Status;
 use crate::api::application::{Application, Config};
@@ -24,15 +25,15 @@ use std::time::Duration;
 
 pub use crate::shared::Environment;
 
-/// Number of spaces in the store of a task.
+/// Number of keyspaces in the store of a task.
 pub const STORE_SPACES: usize = SPACES.len();
 
-/// Whether the runtime reserves a state key, such as that of a timer, for itself.
+/// Whether a state key is reserved for the runtime, such as that of a timer.
 pub fn is_reserved_key(key: &[u8]) -> bool {
     key.starts_with(RESERVED)
 }
 
-/// The timer that a state key stands for, if it is one.
+/// Returns the timer that is stored under a state key; `None` if the key is not that of a timer.
 pub fn timer_of_key(key: &[u8]) -> Option<Timer> {
     let clock = TimerClock::ALL
         .into_iter()
@@ -40,7 +41,7 @@ pub fn timer_of_key(key: &[u8]) -> Option<Timer> {
     Timer::of_row(clock, key)
 }
 
-/// As [`State::scan`] of all keys, with those that the runtime reserves.
+/// As [`State::scan`] of all keys, including reserved keys.
 ///
 /// # Errors
 /// An error of the store.
@@ -48,8 +49,8 @@ pub fn scan_all(state: &State, visit: Visit<'_>) -> Result<()> {
     state.scan_any(b"", visit)
 }
 
-/// A stream thread that runs in the caller's thread, turn by turn. Dropping it is a crash: it neither commits nor leaves the
-/// group.
+/// A stream thread that the caller runs turn by turn in its own thread. Dropping it simulates a crash: it neither
+/// commits nor leaves the group.
 pub struct ThreadDriver {
     thread: StreamThread,
     status: Arc<Status>,
@@ -57,7 +58,7 @@ pub struct ThreadDriver {
 }
 
 impl ThreadDriver {
-    /// A thread of an application. It connects in its first turn.
+    /// Creates a thread of an application. It connects in its first turn.
     ///
     /// # Errors
     /// The application cannot run on this log, or a call of the log failed.
@@ -73,7 +74,7 @@ impl ThreadDriver {
         })
     }
 
-    /// One turn, without waiting.
+    /// Runs one turn, without waiting.
     ///
     /// # Errors
     /// An error that would end the process.
@@ -81,7 +82,7 @@ impl ThreadDriver {
         self.thread.turn(Duration::ZERO).map(|_| ())
     }
 
-    /// Whether all input that the last turn could read is processed and committed.
+    /// Whether all input that was readable in the last turn is processed and committed.
     pub fn is_quiet(&self) -> bool {
         self.thread.is_quiet()
     }
@@ -91,7 +92,7 @@ impl ThreadDriver {
         self.status.causes()
     }
 
-    /// State that belongs to no declared store, which a process warns about when it starts.
+    /// State that belongs to no declared store. A process logs a warning about it when it starts.
     pub fn orphaned_state(&self) -> &[String] {
         &self.orphaned_state
     }
@@ -105,14 +106,14 @@ impl ThreadDriver {
     }
 }
 
-/// State and output of a task that the caller commits, without a log.
+/// State and output of a task without a log. The caller commits them.
 pub struct ManualTask {
     state: State,
     output: Output,
 }
 
 impl ManualTask {
-    /// A task of the processor with this name, over a store with [`STORE_SPACES`] spaces.
+    /// Creates a task of the processor with this name, over a store with [`STORE_SPACES`] keyspaces.
     pub fn new(processor: &str, store: SharedStore) -> Self {
         ManualTask {
             state: State::new(store, STATE),
@@ -130,7 +131,8 @@ impl ManualTask {
         &mut self.state
     }
 
-    /// State and output for a call of the processor, and afterwards the rejection of what the call wrote.
+    /// Calls the processor with the state and output. Afterwards returns an error if a state write of the call is
+    /// rejected.
     ///
     /// # Errors
     /// The error of the call, or a state write that every store rejects.

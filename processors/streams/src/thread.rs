@@ -1,8 +1,8 @@
 //! The stream thread: one group member, one transactional producer, and the tasks of the partitions assigned to it.
 //!
-//! [`turn::StreamThread`] is driven by calls of `turn`. It owns a [`membership::Membership`], a [`committer::Committer`] and
-//! the [`tasks::Tasks`], which do not know each other's owner. A failure that aborts the transaction is returned as an
-//! [`abort::Abort`] and handled in one place, [`turn`].
+//! The caller of [`turn::StreamThread`] calls `turn` repeatedly. The thread owns a [`membership::Membership`], a
+//! [`committer::Committer`] and the [`tasks::Tasks`], none of which refers to the thread. A failure that aborts the
+//! transaction is returned as an [`abort::Abort`] and handled in one place, [`turn`].
 //!
 //! | Module | Content |
 //! | --- | --- |

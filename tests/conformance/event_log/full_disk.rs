@@ -1,4 +1,4 @@
-//! An embedded log on a full or read-only disk, which is mounted for the test.
+//! Tests the embedded log on a full or read-only disk, which is mounted for the test.
 
 use super::harness::{Harness, LIMIT, batch, committed, config};
 use crate::support::{Disk, wait_for};
@@ -6,7 +6,7 @@ use event_log::embedded::{self, EmbeddedLog};
 use event_log::{Error, ErrorAction, Isolation, OffsetSpec, SharedEventLog, TopicPartition};
 use std::time::{Duration, Instant};
 
-/// Bytes of a record; the number at its beginning is its offset in the test.
+/// Size of a record. The record begins with a number, which is its offset in the test.
 const RECORD_BYTES: usize = 500_000;
 const FAST: Duration = Duration::from_secs(10);
 

@@ -66,7 +66,7 @@ runs = ["processor:joined", "processor:counts"]
 "#;
 /// Output topics of the processors.
 const OUTPUTS: [&str; 2] = ["cluster.processor.joined", "cluster.processor.counts"];
-/// Nodes, with their stream threads per processor.
+/// Number of stream threads per processor, for each node.
 const NODES: [(&str, usize); 2] = [("worker-0", 2), ("worker-1", 1)];
 const LIMIT: Duration = Duration::from_secs(180);
 /// Interval between kills of processes.
@@ -91,7 +91,7 @@ pub struct RunReport {
     pub kills: usize,
     /// Brokers killed.
     pub broker_kills: usize,
-    /// Minimum number of aborted transactions, according to the indexes of the brokers.
+    /// Lower bound of the number of aborted transactions, counted in the brokers' transaction indexes.
     pub aborted: usize,
     /// JSON object that the verifier printed.
     pub verdict: serde_json::Value,

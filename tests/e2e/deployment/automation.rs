@@ -1,5 +1,5 @@
-//! The justfile, the forge's workflows and settings, the release script, the development container, and the commands in
-//! the text for contributors.
+//! Checks the justfile, the workflows and settings in `.github`, the release script, the development container, and the
+//! commands in the documentation for contributors.
 
 use super::commands::check_text;
 use super::tree::Tree;

@@ -107,7 +107,7 @@ fn check_tests_run(tree: &Tree, words: &[String], findings: &mut Vec<String>) {
     }
 }
 
-/// Checks that options and mutations exist.
+/// Checks that the options and mutations in a documented `tests/mutations` command exist.
 fn check_mutations(tree: &Tree, words: &[String], findings: &mut Vec<String>) {
     let (program, list) = (tree.read("tests/mutations"), tree.read("tests/mutations.toml"));
     let mut words = words.iter().filter(|word| !is_template(word));

@@ -92,7 +92,7 @@ impl Node {
         }
     }
 
-    /// Waits until a device has both rows; checks that it has no others.
+    /// Waits until a device has both rows, and checks that it has no other rows.
     fn sync(&self) {
         let mut phone = Phone::new("phone-1", &self.dev.token("1", &[]));
         let mut all = |p: &Phone| p.view("items").count() == 1 && p.view("counts").count() == 1;

@@ -190,7 +190,7 @@ pub fn names() -> Names {
     Names::of("tests")
 }
 
-/// The system's time, as the embedded log takes it.
+/// The system time, in the type that the embedded log expects.
 pub fn clock() -> event_log::embedded::Clock {
     let clock = service::clock::system();
     Arc::new(move || clock.now_ms())

@@ -28,7 +28,7 @@ impl Running {
         Self::with(ORDERS, sql)
     }
 
-    /// With this declaration of `orders`.
+    /// Starts the connector with this declaration of `orders`.
     fn with(orders: &str, sql: &str) -> Self {
         let database = Database::new();
         database.sql(sql);
@@ -69,7 +69,8 @@ impl Running {
         }
     }
 
-    /// Waits until `orders` needs a snapshot for this reason, readers know it, and `other` is still published.
+    /// Waits until `orders` needs a snapshot for this reason and readers are informed, and checks that `other` is still
+    /// published.
     fn needs_snapshot(&mut self, cause: &str) {
         wait_for("the table to need a snapshot", LIMIT, || {
             (self.table("orders").state == TableState::NeedsSnapshot).then_some(())
@@ -96,7 +97,7 @@ impl Running {
             .wait("the other table", |records| records.iter().any(|r| r.key == key));
     }
 
-    /// Waits until the monitor has seen the catalog as it is now, and checks that `orders` is still published.
+    /// Waits until the monitor has read the current catalog, and checks that `orders` is still published.
     fn still_runs(&mut self) {
         let beat = "SELECT max(query_start) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'
              AND application_name = 'trunkline heartbeat' AND query LIKE '%emit_message%'";
@@ -113,7 +114,7 @@ impl Running {
         self.others_continue();
     }
 
-    /// A resync makes the topic equal to the tables, without an operator.
+    /// Checks that a resync without an operator makes the topic equal to the tables.
     fn is_repaired(&mut self) {
         self.stop();
         let setting = Setting {
@@ -169,7 +170,7 @@ fn table_replaced_while_the_connector_is_stopped_needs_a_snapshot() {
     running.is_repaired();
 }
 
-/// A name, the statements, and the cause.
+/// Name of the case, statements, and expected cause.
 type Case = (&'static str, &'static str, &'static str);
 
 #[test]

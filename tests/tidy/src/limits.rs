@@ -87,7 +87,7 @@ struct Signatures<'f> {
 
 impl Signatures<'_> {
     fn check(&mut self, signature: &syn::Signature) {
-        // The signature of a callback is dictated by the C library.
+        // The C library determines the signature of a callback.
         if signature.abi.is_some() {
             return;
         }
@@ -223,7 +223,7 @@ pub fn spread_impls() -> Vec<String> {
             }
         }
         for (name, files) in spread {
-            // Of several types of one name it is unknown which one a file means.
+            // If several types have the same name, it is unknown which of them a file uses.
             if defined.get(&name) == Some(&1) && files.len() > IMPL_FILES_MAX {
                 let files: Vec<_> = files.into_iter().collect();
                 found.push(format!(

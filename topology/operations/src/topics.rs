@@ -66,7 +66,7 @@ pub fn describe(log: &dyn EventLog, topic: &str) -> Result<TopicInfo> {
     }
 }
 
-/// Whether `full` is `given` with the prefix of a topology.
+/// Whether `full` equals `given` with the prefix of a topology added.
 pub(crate) fn lacks_prefix(given: &str, full: &str) -> bool {
     Names::owning(full).is_some_and(|names| names.local(full) == given)
 }
@@ -115,7 +115,8 @@ pub enum TailStart {
     Earliest,
     /// This number of offsets before the end of each partition.
     Last(i64),
-    /// At the last stable offset, or at the log end with uncommitted records, so that only new records are read.
+    /// Starts at the last stable offset, or at the log end if uncommitted records are read, so that only new records
+    /// are read.
     End,
     /// At this offset, in every partition.
     Offset(Offset),

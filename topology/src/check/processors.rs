@@ -15,8 +15,9 @@ use schemas::pg_types;
 use schemas::schema::Schema;
 use std::sync::Arc;
 
-/// First words of Trunkline's own names after the topology's prefix. The names of a processor's topics and its consumer group
-/// begin with the name of the processor, so they could collide.
+/// First parts, after the topology's prefix, of the names that Trunkline derives. A processor must not have one of
+/// these names: its topics and consumer group begin with the processor's name, so they could collide with derived
+/// names.
 const RESERVED: [&str; 10] = [
     SYNC_VIEWS,
     "analytics",

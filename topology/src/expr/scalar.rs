@@ -165,7 +165,7 @@ impl Scalar {
         self.nullable
     }
 
-    /// Paths that the expression reads, as indexes starting at the row.
+    /// Paths of the fields that the expression reads. A path is a list of field indexes, from the row to the field.
     pub fn paths(&self) -> &[Vec<usize>] {
         &self.paths
     }

@@ -1,12 +1,14 @@
 //! Compares the issuers that an edge accepts with the memberships of the topology.
 //!
-//! The topology says which claims open which buckets; the configuration says whose tokens are accepted. With several
-//! issuers, a membership without issuer would let the tokens of one read the rows of another's users.
+//! The topology declares which claims grant access to which buckets; the configuration lists the issuers whose tokens
+//! are accepted. With several issuers, a membership without an issuer would allow a token of one issuer to read rows
+//! that belong to a user of another issuer.
 
 use anyhow::{Result, bail};
 use topology::Membership;
 
-/// Rejects memberships without issuer if the edge has several, and names that only one side knows.
+/// Rejects memberships without an issuer if the edge has several issuers, and issuer names that are only in the
+/// topology or only in the configuration.
 pub fn check(memberships: &[Membership], edge: &edge::Config) -> Result<()> {
     let aliases: Vec<&str> = edge.issuers.iter().map(|issuer| issuer.alias.as_str()).collect();
     let configured = aliases.join(", ");
@@ -14,11 +16,11 @@ pub fn check(memberships: &[Membership], edge: &edge::Config) -> Result<()> {
         let bucket = &membership.template;
         match membership.issuer.as_deref() {
             None if aliases.len() > 1 => bail!(
-                "the membership of `{bucket}` names no issuer, but edge.issuers has several ({configured}), which can use \
+                "the membership of `{bucket}` names no issuer, but edge.issuers has several ({configured}), which may use \
                  the same subject for different users; add `issuer` to the membership, and one membership for each issuer"
             ),
             Some(issuer) if !aliases.contains(&issuer) => bail!(
-                "the membership of `{bucket}` is for issuer `{issuer}`, which is no alias in edge.issuers ({configured}); \
+                "the membership of `{bucket}` is for issuer `{issuer}`, which is not an alias in edge.issuers ({configured}); \
                  add it there, or correct the name on one side"
             ),
             _ => {}
@@ -30,7 +32,7 @@ pub fn check(memberships: &[Membership], edge: &edge::Config) -> Result<()> {
     };
     match aliases.iter().find(|alias| !is_used(alias)) {
         Some(unused) => bail!(
-            "issuer `{unused}` of edge.issuers is in no membership of the topology, so its tokens would open nothing; add \
+            "issuer `{unused}` of edge.issuers is in no membership of the topology, so its tokens would grant access to no bucket; add \
              a [[membership]] with issuer = \"{unused}\", or remove the issuer"
         ),
         None => Ok(()),
@@ -85,7 +87,7 @@ mod tests {
     fn names_on_one_side_only_are_rejected() {
         let error = check_with(&["main"], &[Some("Main")]).unwrap_err();
         assert!(
-            error.contains("issuer `Main`, which is no alias in edge.issuers (main)"),
+            error.contains("issuer `Main`, which is not an alias in edge.issuers (main)"),
             "{error}"
         );
         let error = check_with(&["main", "partner"], &[Some("main")]).unwrap_err();

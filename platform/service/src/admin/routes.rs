@@ -1,6 +1,6 @@
 //! Routes of the admin listener, each with the role that it requires.
 //!
-//! A route cannot be added without its access, and [`Routes::endpoints`] lists all of them for tests.
+//! Each route must be added with its [`Access`]. [`Routes::endpoints`] lists all routes for tests.
 
 use crate::access::{Caller, Role, Tokens};
 use crate::http::{bearer, method_not_allowed, not_found};
@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Everyone. The route shows nothing that needs protection.
+    /// Everyone. The response contains nothing that requires protection.
     Public,
     /// Clients with this role or a greater one.
     Role(Role),
@@ -31,7 +31,7 @@ pub struct Endpoint {
     pub method: &'static str,
     /// Path, with parameters in braces.
     pub path: &'static str,
-    /// Who may use it.
+    /// Who may use the route.
     pub access: Access,
 }
 
@@ -108,7 +108,7 @@ impl Routes {
         &self.endpoints
     }
 
-    /// The router, which identifies the client of each request before its route checks the role.
+    /// Returns the router. It identifies the client of each request before the route checks the role.
     pub fn protected(self, tokens: Arc<Tokens>) -> Router {
         self.router
             .fallback(not_found)
@@ -125,7 +125,8 @@ enum Anonymous {
     Host,
 }
 
-/// Finds out who sent the request. Without configured tokens everyone has all rights: the listener is on loopback.
+/// Determines the client that sent the request. Without configured tokens, every client has the role admin, because the
+/// listener is on loopback.
 async fn identify(State(tokens): State<Arc<Tokens>>, mut request: Request, next: Next) -> Response {
     let identified = if tokens.is_empty() {
         is_local(request.headers(), request.uri())
@@ -146,12 +147,13 @@ async fn identify(State(tokens): State<Arc<Tokens>>, mut request: Request, next:
     next.run(request).await
 }
 
-/// Whether the host of a request is an address or `localhost`. A web page of another site can reach a listener on loopback
-/// by a domain name that resolves to 127.0.0.1, and would then be of the same origin.
+/// Whether the host of a request is an IP address or `localhost`. Protects against DNS rebinding: a web page of another
+/// site could reach a listener on loopback through a domain name that resolves to 127.0.0.1, and would then have the
+/// same origin.
 fn is_local(headers: &HeaderMap, uri: &Uri) -> bool {
     let header = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let authority = uri.authority().map(|authority| authority.as_str()).or(header);
-    // Browsers always send the header.
+    // Browsers always send the header `Host`.
     let Some(text) = authority else { return true };
     let Ok(host) = text.parse::<axum::http::uri::Authority>() else {
         return false;
@@ -176,7 +178,7 @@ impl Caller {
     /// Checks that the client has a role.
     ///
     /// # Errors
-    /// 403: it has a smaller one.
+    /// 403 if the role of the client is smaller.
     pub fn check(&self, role: Role) -> Result<(), Box<Problem>> {
         if self.role >= role {
             return Ok(());

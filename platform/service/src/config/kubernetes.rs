@@ -1,7 +1,7 @@
-//! Environment variables that Kubernetes sets in each container for the Services of its namespace.
+//! Recognizes environment variables that Kubernetes sets in each container for the Services of its namespace.
 //!
-//! A Service `trunkline-edge` causes `TRUNKLINE_EDGE_SERVICE_HOST`, `TRUNKLINE_EDGE_PORT` and others in the form of Docker
-//! links, in containers that are created after the Service. They are not keys of the configuration.
+//! For a Service `trunkline-edge`, containers that are created later have `TRUNKLINE_EDGE_SERVICE_HOST`,
+//! `TRUNKLINE_EDGE_PORT` and other variables in the format of Docker links. They are not keys of the configuration.
 //! <https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>
 
 /// Whether Kubernetes sets this variable for a Service.
@@ -9,7 +9,7 @@ pub(super) fn is_service_variable(name: &str, value: &str) -> bool {
     if name.ends_with("_SERVICE_HOST") || name.ends_with("_SERVICE_PORT") || name.contains("_SERVICE_PORT_") {
         return true;
     }
-    // A key may end in `port` too, but no key has a URL of this kind as its value.
+    // A configuration key may end in `port` too, but no key has such a URL as its value.
     if name.ends_with("_PORT") && is_link(value) {
         return true;
     }

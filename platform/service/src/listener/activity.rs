@@ -1,7 +1,7 @@
-//! What a connection is doing, and when it has been doing it for too long.
+//! Records the activity of a connection and determines when it exceeds a time limit.
 //!
 //! Server libraries limit the time for a request head, but not the time before the first byte, the time between two
-//! requests of an HTTP/2 connection, or the time in which a client reads a response. All of these follow from the few
+//! requests of an HTTP/2 connection, or the time in which a client reads a response. These limits are derived from the
 //! values that are recorded here.
 
 use super::limits::Limits;
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 /// Why a connection was closed. Label of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expired {
-    /// No complete request head arrived in time.
+    /// No complete request head arrived within the limit.
     Head,
     /// There was no request for too long.
     Idle,
@@ -38,7 +38,7 @@ pub(super) struct Activity {
 }
 
 struct State {
-    /// Requests whose response has not been given to the transport completely.
+    /// Number of requests whose response has not been passed to the transport completely.
     requests: usize,
     /// When the connection was opened, or its last request ended.
     idle_since: Instant,
@@ -94,14 +94,14 @@ impl Activity {
         }
     }
 
-    /// When the connection must be closed, unless something happens until then.
+    /// Returns the time at which the connection must be closed, unless there is activity before.
     fn deadline(&self) -> Option<(Instant, Expired)> {
         let state = self.state();
         if let Some((_, since)) = state.unsent.front() {
             return Some((*since + self.limits.write, Expired::Write));
         }
         if state.requests > 0 {
-            // Limited by the body and the response time of the request.
+            // The limits of the request's body and response time apply.
             return None;
         }
         Some(match (state.version, state.head_since) {
@@ -115,8 +115,8 @@ impl Activity {
     pub(super) async fn expired(&self) -> Expired {
         loop {
             let now = Instant::now();
-            // A later event may bring the deadline forward, so look again from time to time instead of being woken by
-            // each byte.
+            // A later event may bring the deadline forward, so check again at intervals instead of being woken by each
+            // byte.
             let mut wake = now + self.limits.head;
             match self.deadline() {
                 Some((at, expired)) if at <= now => return expired,
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    /// The time after which a connection with this activity expires, and why.
+    /// The time after which a connection with this activity expires, and the reason.
     async fn expiry(activity: &Activity) -> (Duration, Expired) {
         let began = Instant::now();
         let expired = activity.expired().await;

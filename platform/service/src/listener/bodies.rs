@@ -1,4 +1,4 @@
-//! Bodies of requests with a time limit, and bodies of responses that report their progress.
+//! Request bodies with a time limit, and response bodies that record their progress.
 
 use super::activity::InFlight;
 use axum::body::{Body, Bytes};
@@ -10,8 +10,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::Sleep;
 
-/// Responses are given to the transport in pieces of this size, so that it asks for the next piece only when the client
-/// has read enough. Otherwise a client that reads nothing could make it keep a response of any size.
+/// Responses are passed to the transport in pieces of this size. The transport requests the next piece only when the
+/// client has read enough. Without pieces, a client that reads nothing could make the transport buffer a response of
+/// any size.
 pub const PIECE_BYTES: usize = 64 * 1024;
 
 /// The request body did not arrive in time.
@@ -19,7 +20,7 @@ pub const PIECE_BYTES: usize = 64 * 1024;
 #[error("the request body did not arrive within {} seconds", .0.as_secs_f32())]
 pub struct BodyTimeout(Duration);
 
-/// Whether the body that failed with this error did not arrive in time.
+/// Whether the error, or one of its sources, is a [`BodyTimeout`].
 pub fn is_body_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -35,7 +36,7 @@ pub fn is_body_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
 pub(super) struct RequestBody {
     body: Incoming,
     limit: Duration,
-    /// Runs from the first time that the body has to be waited for.
+    /// Timer of the limit. Starts when the body is polled for the first time.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -77,7 +78,7 @@ impl HttpBody for RequestBody {
     }
 }
 
-/// A response body that records when the transport takes its pieces.
+/// A response body that records when the transport requests each piece.
 pub(super) struct ResponseBody {
     body: Body,
     /// Rest of a frame that is larger than one piece.
@@ -87,7 +88,7 @@ pub(super) struct ResponseBody {
 
 impl ResponseBody {
     pub(super) fn wrap(body: Body, mut request: InFlight) -> Body {
-        // The transport of HTTP/2 does not ask for the first piece before the client allows it to send.
+        // With HTTP/2, the transport does not request the first piece before the client allows it to send.
         request.sending();
         Body::new(Self {
             body,

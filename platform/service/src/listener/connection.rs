@@ -1,4 +1,4 @@
-//! One connection: TLS handshake, HTTP/1.1 or HTTP/2, limits and drain.
+//! Serves one connection: TLS handshake, HTTP/1.1 or HTTP/2, limits and drain.
 
 use super::activity::Activity;
 use super::bodies::{RequestBody, ResponseBody};
@@ -30,7 +30,7 @@ use tower::Service as _;
 /// Interval and timeout of HTTP/2 keep-alive pings. Detects clients that lost their network.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 
-/// What all connections of a listener share.
+/// State that all connections of a listener share.
 pub(super) struct Connections {
     name: &'static str,
     limits: Limits,
@@ -41,7 +41,7 @@ pub(super) struct Connections {
     tasks: Tracked,
 }
 
-/// Tasks of connections. They end when they are aborted, also those of HTTP/2 streams.
+/// Tasks of connections, including those of HTTP/2 streams. All of them can be aborted.
 #[derive(Clone, Default)]
 pub(super) struct Tracked {
     tasks: TaskTracker,
@@ -59,7 +59,7 @@ impl Tracked {
         });
     }
 
-    /// Waits up to `limit` for all tasks, then aborts those that are left. Returns their number.
+    /// Waits up to `limit` for all tasks, then aborts the remaining ones. Returns the number of aborted tasks.
     pub(super) async fn end(&self, limit: Duration) -> usize {
         self.tasks.close();
         if tokio::time::timeout(limit, self.tasks.wait()).await.is_ok() {
@@ -152,7 +152,7 @@ impl Connections {
             tokio::select! {
                 ended = served.as_mut() => {
                     if let Err(error) = ended {
-                        // Not a warning: clients lose connections all the time.
+                        // This is not a warning, because clients lose connections frequently.
                         tracing::debug!(listener = self.name, address = %peer.address, error, "connection failed");
                     }
                     return;

@@ -1,15 +1,15 @@
 //! The limit of open files (RLIMIT_NOFILE) of the process.
 //!
-//! Many systems start processes with a soft limit of 1,024, which a few hundred connections and the files of the stores
-//! exhaust, while the hard limit is far higher.
+//! Many systems start processes with a soft limit of 1,024 and a much higher hard limit. A few hundred connections and
+//! the files of the stores exhaust the soft limit.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The soft limit is not raised beyond this: containers may have a hard limit of 2³⁰, for which the kernel would need
-/// gigabytes if it were ever used.
+/// The soft limit is not raised above this value. Containers may have a hard limit of 2³⁰, for which the kernel would
+/// need gigabytes of memory if all descriptors were used.
 const LIMIT_MAX: u64 = 1 << 20;
 
-/// Raises the soft limit to the hard one. Returns the limit that is then in force.
+/// Raises the soft limit towards the hard limit. Returns the resulting soft limit.
 pub fn raise() -> usize {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let wanted = maximum.unwrap_or(LIMIT_MAX).min(LIMIT_MAX);
@@ -25,7 +25,7 @@ pub fn raise() -> usize {
     limit()
 }
 
-/// The limit in force.
+/// The current soft limit.
 pub fn limit() -> usize {
     let current = getrlimit(Resource::Nofile).current.unwrap_or(LIMIT_MAX);
     usize::try_from(current).unwrap_or(usize::MAX)

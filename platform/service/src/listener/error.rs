@@ -1,9 +1,9 @@
-//! Errors that keep a listener from starting.
+//! Errors that prevent a listener from starting.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// Why a listener could not start.
+/// Error that prevents a listener from starting.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -28,7 +28,7 @@ pub enum Error {
         /// How to authenticate clients.
         fix: &'static str,
     },
-    /// Credentials would pass the network in clear.
+    /// Credentials would be sent over the network unencrypted.
     #[error(
         "{key}.listen is {address}, which other machines can reach, but credentials would be sent without TLS; set {key}.tls, listen on 127.0.0.1, or set {key}.insecure = true if a proxy or a private network protects the connections"
     )]
@@ -49,7 +49,7 @@ pub enum Error {
     },
 }
 
-/// Why files of a TLS configuration cannot be used.
+/// Error of a file of a TLS configuration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
@@ -62,7 +62,7 @@ pub enum TlsError {
         #[source]
         source: std::io::Error,
     },
-    /// A file does not contain what it should.
+    /// A file lacks the expected content.
     #[error("{} contains no {what} in PEM format", path.display())]
     Pem {
         /// The file.

@@ -1,9 +1,10 @@
-//! The rule for listeners that other machines can reach: clients are authenticated, and credentials pass through TLS.
+//! Checks the rule for listeners that other machines can reach: clients are authenticated, and credentials are sent
+//! only over TLS.
 
 use super::error::Error;
 use std::net::{IpAddr, SocketAddr};
 
-/// What the configuration of a listener says about its protection.
+/// The protection of a listener according to its configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct Exposure {
     /// Table of the configuration, such as `admin`.
@@ -21,7 +22,8 @@ pub struct Exposure {
 }
 
 impl Exposure {
-    /// Checks the rule. Loopback needs no protection. `insecure` allows plain connections, never missing authentication.
+    /// Checks the rule. A listener on loopback needs no protection. `insecure` allows connections without TLS, but not
+    /// a listener without authentication.
     ///
     /// # Errors
     /// [`Error::Unauthenticated`] and [`Error::WithoutTls`].

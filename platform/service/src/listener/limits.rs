@@ -3,21 +3,22 @@
 use super::descriptors;
 use std::time::Duration;
 
-/// Limits of a listener and its connections. The defaults suit listeners for backends and operators.
+/// Limits of a listener and its connections. The defaults are for the listeners of backends and operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Maximum open connections. Further ones wait in the backlog of the socket.
+    /// Maximum number of open connections. Further connections wait in the backlog of the socket.
     pub connections: usize,
-    /// Maximum share of the process's file descriptors, in percent. The shares of all listeners of a process leave room
-    /// for the log and the stores.
+    /// Maximum share of the process's file descriptors, in percent. The sum over all listeners of a process leaves
+    /// descriptors for the log and the stores.
     pub descriptors_percent: usize,
     /// Time for the TLS handshake.
     pub handshake: Duration,
-    /// Time from the first byte of a request head to its end, and for the first request of a connection.
+    /// Time from the first byte of a request head to its end. For the first request, the time from the opening of the
+    /// connection.
     pub head: Duration,
     /// Maximum bytes of a request head.
     pub head_bytes: u32,
-    /// Time for a request body.
+    /// Time in which a request body must arrive.
     pub body: Duration,
     /// Time from the end of the head to the start of the response. `None`: the routes have their own limit.
     pub response: Option<Duration>,
@@ -27,7 +28,7 @@ pub struct Limits {
     pub idle: Duration,
     /// Maximum concurrent requests per HTTP/2 connection.
     pub streams: u32,
-    /// Time for open requests to end after the drain has started.
+    /// Time for open requests to complete after the drain has started.
     pub drain: Duration,
 }
 
@@ -50,20 +51,20 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Maximum connections under a limit of open files: the configured number or the listener's share, whichever is
-    /// smaller.
+    /// Returns the maximum number of connections if the process may open `descriptors` files: the configured number or
+    /// the listener's share, whichever is smaller.
     pub fn connections_under(&self, descriptors: usize) -> usize {
         let share = descriptors.saturating_mul(self.descriptors_percent) / 100;
         self.connections.min(share.max(CONNECTIONS_MIN))
     }
 
-    /// Maximum connections in this process.
+    /// Returns the maximum number of connections in this process.
     pub(super) fn connections_here(&self) -> usize {
         self.connections_under(descriptors::limit())
     }
 }
 
-/// A listener with fewer connections would be useless, even under a very low limit of open files.
+/// Minimum number of connections of a listener, even if the limit of open files is very low.
 const CONNECTIONS_MIN: usize = 8;
 
 #[cfg(test)]

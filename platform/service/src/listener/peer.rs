@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// The client of a connection.
 #[derive(Debug, Clone)]
 pub struct Peer {
-    /// Its address, which is that of a proxy if there is one.
+    /// Address of the client, or of the proxy in front of it.
     pub address: SocketAddr,
     certificate: Option<Arc<CertificateDer<'static>>>,
 }

@@ -25,7 +25,7 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// Limits so short that tests with slow clients are not slow.
+/// Short limits, so that tests with slow clients run quickly.
 fn limits() -> Limits {
     Limits {
         handshake: ms(200),
@@ -88,7 +88,7 @@ fn bind() -> Listener {
     Listener::bind("test", (Ipv4Addr::LOCALHOST, 0).into()).unwrap()
 }
 
-/// Reads until the server closes the connection. Returns the answer and the time it took.
+/// Reads until the server closes the connection. Returns the response and the elapsed time.
 async fn until_closed(mut stream: impl AsyncRead + Unpin) -> (String, Duration) {
     let (began, mut answer) = (Instant::now(), Vec::new());
     let read = tokio::time::timeout(ms(10_000), stream.read_to_end(&mut answer)).await;
@@ -195,7 +195,7 @@ async fn client_that_does_not_read_is_closed() {
     let served = Served::plain(limits());
     let mut stream = served.connect().await;
     stream.write_all(b"GET /big HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    // The buffers of both sockets take a part; the rest stays at the server until it gives up.
+    // The socket buffers accept a part of the response; the rest remains in the server until the limit expires.
     tokio::time::sleep(ms(1_500)).await;
     let mut closed = Vec::new();
     drop(
@@ -222,7 +222,7 @@ async fn slow_http2_streams_are_ended() {
     let response = client.send_request(request).await.unwrap();
     assert_eq!(response.status(), 408);
 
-    // A client that allows one byte, and reads nothing.
+    // The client allows one byte to be sent and reads nothing.
     let io = TokioIo::new(served.connect().await);
     let mut http = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
     let (mut client, connection) = http.initial_stream_window_size(1).handshake(io).await.unwrap();
@@ -279,7 +279,7 @@ async fn silent_connections_make_room_for_others() {
 #[tokio::test]
 async fn many_connections_wait_in_the_backlog() {
     let listener = bind();
-    // Nobody accepts yet.
+    // No connection is accepted yet.
     let mut waiting = Vec::new();
     for _ in 0..500 {
         let connected = tokio::time::timeout(ms(900), TcpStream::connect(listener.address())).await;
@@ -410,7 +410,7 @@ async fn client_certificates_are_verified() {
     };
     let served = Served::start(bind().tls(Some(&files)).unwrap());
     let name = async |client: certificates::Client| {
-        // With TLS 1.3 the client learns of the rejection from its first read.
+        // With TLS 1.3 the client detects the rejection at its first read.
         let mut stream = client.connect(&served, "localhost").await.ok()?;
         stream
             .write_all(b"GET /name HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")

@@ -1,7 +1,8 @@
-//! TLS of a listener: certificate, key and client CA from files, which are read again when they change.
+//! TLS of a listener. Reads certificate, key and client CA from files, and reads them again when they change.
 //!
-//! Connections that exist keep the configuration under which they were made. Files that cannot be used are reported, and
-//! the previous configuration stays in force, because certificate and key are rarely replaced in one step.
+//! Existing connections keep the configuration with which they were established. If new files cannot be used, an error
+//! is reported and the previous configuration remains in use, because certificate and key are usually not replaced in
+//! one step.
 
 use super::error::TlsError;
 use arc_swap::ArcSwap;
@@ -28,11 +29,11 @@ pub struct TlsConfig {
     pub client_ca: Option<PathBuf>,
 }
 
-/// The TLS configuration in force.
+/// The current TLS configuration.
 pub(super) struct Tls {
     files: TlsConfig,
     current: ArcSwap<ServerConfig>,
-    /// Digest of the contents in force and of the contents that were rejected last.
+    /// Digest of the current contents and of the contents that were rejected last.
     seen: Mutex<Seen>,
 }
 
@@ -42,12 +43,12 @@ struct Seen {
     rejected: Vec<u8>,
 }
 
-/// Result of a look at the files.
+/// Result of checking the files for changes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reload {
     /// Nothing changed, or the contents were rejected before.
     Unchanged,
-    /// The new contents are in force.
+    /// The new contents are now used.
     Reloaded,
 }
 
@@ -70,7 +71,8 @@ impl Tls {
         self.current.load_full()
     }
 
-    /// Reads the files again if they changed. Contents that cannot be used are an error once, until they change again.
+    /// Reads the files again if they changed. Unusable contents are reported as an error only once, until they change
+    /// again.
     pub(super) fn reload(&self) -> Result<Reload, TlsError> {
         let contents = Contents::read(&self.files)?;
         let digest = contents.digest();
@@ -166,7 +168,7 @@ fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     chain.ok().filter(|chain| !chain.is_empty())
 }
 
-/// The only implementation of cryptography in the process, also that of the HTTP clients.
+/// The cryptography provider. HTTP clients of the process use the same one.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }

@@ -136,7 +136,7 @@ fn step(random: &mut Random, harness: &mut Harness, rows: &mut BTreeMap<i64, Ord
             rows.remove(&number);
         }
         16..=18 if harness.fed("shop.change.shop") > 0 => {
-            // An old record again, at its original position.
+            // An old record is repeated at its original position.
             let end = u64::try_from(harness.fed("shop.change.shop")).unwrap();
             harness.redeliver("shop.change.shop", usize::try_from(random.below(end)).unwrap());
         }

@@ -44,7 +44,7 @@ fn counted(declaration: &str, name: &str) -> (Harness, Arc<AtomicU64>) {
 
 const SECOND: i64 = 1_000;
 
-/// A kind of window, in ms.
+/// A kind of window; durations are in ms.
 #[derive(Debug, Clone, Copy)]
 struct Kind {
     size: i64,

@@ -68,7 +68,7 @@ impl Edge {
 
 /// Limits for one read of a replica.
 struct ReadLimit {
-    /// Greatest number of records.
+    /// Maximum number of records to read.
     records: usize,
     /// Number of the failpoint at which it crashes.
     crashes_at: Option<u32>,

@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// The topics of a simulation.
 #[derive(Debug, Clone, Default)]
 pub struct Layout {
-    /// The tasks. Their inputs and changelogs are topics.
+    /// Tasks. The broker contains their input topics and changelogs.
     pub tasks: Tasks,
     /// Compacted topics other than changelogs.
     pub compacted: BTreeMap<TopicPartition, Cleaning>,
@@ -68,20 +68,20 @@ pub(super) struct FaultPlan {
     pub crash: f64,
 }
 
-/// What happened in a run.
+/// Record of a run.
 #[derive(Default)]
 pub(super) struct Journal {
     pub notes: Notes,
-    /// Every event with its time; a failing run prints the last ones.
+    /// All events with their times; a failing run prints the last ones.
     pub trace: Vec<(Millis, &'static str)>,
-    /// Hash of all choices: two runs of a seed must have the same.
+    /// Hash of all random choices. It must be equal in two runs with the same seed.
     pub trail: u64,
 }
 
 /// The transaction coordinator.
 #[derive(Default)]
 struct Transactions {
-    /// By transactional id.
+    /// Coordinators by transactional id.
     coordinators: BTreeMap<String, Coordinator>,
     /// Number of the newest transaction.
     newest: u64,
@@ -154,7 +154,7 @@ impl Broker {
         self.parts.entry(at.clone()).or_default()
     }
 
-    /// At most `n` committed records of a partition from an offset on, and the position after them.
+    /// Returns at most `n` committed records of a partition from an offset on, and the position after them.
     pub fn batch(&mut self, at: &TopicPartition, from: Offset, n: usize) -> (RecordBatch, Offset) {
         let (records, position) = self.part(at).read(from, n);
         (batch_of(at, &records), position)

@@ -15,12 +15,12 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// The broker, without a request.
+    /// Accesses the broker directly, without a simulated request.
     pub(super) fn broker(&self) -> MutexGuard<'_, Broker> {
         self.scheduler.broker()
     }
 
-    /// Lets other processes run.
+    /// Yields to other processes.
     pub(super) fn yield_now(&self) {
         self.scheduler.yield_now(self.process);
     }

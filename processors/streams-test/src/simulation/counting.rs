@@ -1,8 +1,9 @@
-//! The scenario of the stream threads: an application that counts, deletes full counts, sets timers and writes dead letters,
-//! compared with a sequential run over the same input. It tests docs/protocol/commit.md with production code.
+//! Simulation of the stream threads with an application that counts records, deletes a count when it reaches its
+//! maximum, sets timers and writes dead letters. The result is compared with a sequential run over the same input. It
+//! tests docs/protocol/commit.md with production code.
 //!
-//! `read_committed` output, dead letters and fired timers must have no missing, no duplicate and no unexpected records,
-//! and each task must start with exactly the committed state. `TRUNKLINE_SIMULATION=FROM,COUNT` runs other seeds.
+//! No `read_committed` output record, dead letter or fired timer may be missing, duplicated or unexpected, and each
+//! task must start with exactly the committed state. `TRUNKLINE_SIMULATION=FROM,COUNT` runs other seeds.
 
 use super::{
     Broker, Checked, Environment, FaultRates, Layout, LogRecord, Notes, ProcessLog, Rng, Row, Scenario, Tasks, run,

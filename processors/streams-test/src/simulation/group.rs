@@ -9,7 +9,7 @@ use event_log::{Millis, Offset, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// A member as a request names it.
+/// Identity of a member in a request.
 #[derive(Debug, Clone)]
 pub(super) struct GroupMember {
     pub name: String,
@@ -17,7 +17,7 @@ pub(super) struct GroupMember {
     pub generation: i32,
 }
 
-/// A request to join.
+/// A request to join the group.
 pub(super) struct Join<'j> {
     pub name: &'j str,
     /// Member id, if the process has one.
@@ -58,7 +58,8 @@ impl Group {
             .collect())
     }
 
-    /// Whether offsets of a transaction are accepted from this member. A negative generation is not checked, as in Kafka.
+    /// Whether the group accepts transactional offsets from this member. As in Kafka, a negative generation is not
+    /// checked.
     pub(super) fn accepts(&self, member: &GroupMember) -> bool {
         let known = self.members.get(&member.name).map(|(id, _)| *id);
         member.generation < 0 || (known == Some(member.id) && member.generation == self.generation)

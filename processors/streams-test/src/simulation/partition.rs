@@ -259,7 +259,7 @@ pub(super) fn fill(batch: &mut RecordBatch, at: &TopicPartition, records: &[LogR
     }
 }
 
-/// A batch of these records.
+/// Creates a batch of these records.
 pub fn batch_of(at: &TopicPartition, records: &[LogRecord]) -> RecordBatch {
     let mut batch = RecordBatch::default();
     fill(&mut batch, at, records);

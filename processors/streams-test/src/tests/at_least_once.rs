@@ -1,5 +1,5 @@
-//! At-least-once processing over a log whose writes fail at random, with random crashes: no record may be lost, although
-//! some are repeated.
+//! Tests at-least-once processing over a log whose writes fail at random, with random crashes. Records may be repeated,
+//! but no record may be lost.
 //!
 //! A seed determines the whole run. The expected output is computed from the input alone.
 
@@ -69,7 +69,7 @@ impl Harness {
             clock,
             dir: tempfile::tempdir().unwrap(),
             written: [0; 2],
-            // A crash loses the memory store; the other one survives it.
+            // A crash loses the memory store; the other store survives.
             engine: match seed % 4 {
                 0 => state_store::Engine::Fjall,
                 _ => state_store::Engine::Memory,

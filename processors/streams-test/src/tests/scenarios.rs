@@ -1,6 +1,6 @@
 //! Tests of single situations: one stream thread with the embedded log in memory and stores on disk.
 //!
-//! Only the tests move the clock, and nothing waits. Random faults are in [`crate::simulation`].
+//! Only the tests advance the clock, and nothing waits. Random faults are in [`crate::simulation`].
 
 mod clock;
 mod harness;

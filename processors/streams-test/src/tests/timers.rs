@@ -5,7 +5,8 @@ use event_log::{Millis, NewRecord, OutRecord, RecordSlice, TimestampType, TopicP
 use std::sync::Arc;
 use streams::{Context, Output, Processor, Result, State, Timer, TimerClock};
 
-/// Sends the key and time of each timer; `again` sets itself again, `first` cancels `second`.
+/// Sends the key and time of each timer that fires. Timer `again` sets itself again; timer `first` cancels timer
+/// `second`.
 struct Alarm;
 
 impl Processor for Alarm {

@@ -1,4 +1,4 @@
-//! Admin addresses of an application's processes, in a compacted topic.
+//! Stores the admin addresses of an application's processes in a compacted topic.
 //!
 //! A process writes one record per start, keyed `["processor","<application>","<instance>"]`. There are no heartbeats:
 //! the consumer group shows which processes are alive, and this topic only adds their addresses. A newer format is

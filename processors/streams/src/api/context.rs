@@ -1,4 +1,5 @@
-//! What a processor knows about its task and the time, and the names that follow from an application's declaration.
+//! The context of a processor: its task and the current time; and the names that are derived from an application's
+//! declaration.
 
 use event_log::{Millis, TopicId};
 use std::fmt;

@@ -75,7 +75,7 @@ pub(crate) fn missed_tombstones(store: &TaskStore, sub: &Sub, now: Millis) -> Op
     let age = now.saturating_sub(store.as_of);
     (age > retention - age_margin(retention)).then(|| {
         format!(
-            "the store was last up to date {age} ms ago, but {} keeps tombstones for {retention} ms only",
+            "the store was last up to date {age} ms ago, but topic {} keeps tombstones for only {retention} ms, so the store may contain deleted rows",
             sub.changelog
         )
     })

@@ -71,7 +71,7 @@ impl Default for Recovery {
             step: Step::Open,
             difference: None,
             quarantines: 0,
-            // A fixed seed, so that a simulation depends on its own seed only.
+            // Use a fixed seed, so that a simulation depends only on its own seed.
             backoff: Backoff::seeded(BACKOFF_MIN, BACKOFF_MAX, 0),
             not_before: Duration::ZERO,
             undecided_since: None,

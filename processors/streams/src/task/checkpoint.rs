@@ -65,7 +65,7 @@ impl Origin {
         let (topic, partition, _) = &checkpoint.changelog;
         if checkpoint.log != self.log {
             return Some(format!(
-                "the store was filled from log {}, but this is log {}",
+                "the store was filled from a log with epoch {}, but the log now has epoch {}",
                 checkpoint.log, self.log
             ));
         }

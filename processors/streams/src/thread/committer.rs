@@ -1,4 +1,4 @@
-//! The commit of a thread: sends the output of all its tasks and commits it with their state and offsets.
+//! Commits of a thread: sends the output of all its tasks and commits it with their state and offsets.
 //!
 //! A commit contains the output, changed rows, commit record and input offsets of every task that takes part
 //! (invariants C2, atomic, and C3, complete). Rows reach the committed buffers, and later the stores, only after a
@@ -21,7 +21,7 @@ use service::chain;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Sends what the tasks of a thread write, and commits it.
+/// Sends and commits the output of a thread's tasks.
 pub(super) struct Committer {
     pub(super) shared: Arc<Shared>,
     pub(super) producer: ThreadProducer,

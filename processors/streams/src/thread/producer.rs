@@ -37,7 +37,7 @@ pub(super) struct ThreadProducer {
     transactional: Option<Box<dyn TransactionalProducer>>,
     plain: Option<Box<dyn Producer>>,
     state: ProducerState,
-    /// Delays after failures since the last commit.
+    /// Delays after failures. Reset by a commit.
     backoff: Backoff,
     not_before: Duration,
     /// Why the producer is not ready.
@@ -48,7 +48,8 @@ pub(super) struct ThreadProducer {
 
 impl ThreadProducer {
     pub(super) fn new(name: String) -> Self {
-        // Seeded by the name: threads that failed together do not retry together, and a simulation depends on its seed only.
+        // The seed is derived from the name, so that threads that failed together do not retry together, and a
+        // simulation depends only on its own seed.
         let mut seed = DefaultHasher::new();
         name.hash(&mut seed);
         let backoff = Backoff::seeded(BACKOFF_MIN, BACKOFF_MAX, seed.finish());
@@ -196,7 +197,7 @@ impl ThreadProducer {
         self.plain = None;
         let is_first = self.backoff.attempts() == 0;
         let delay = self.backoff.next_delay();
-        // A single abort needs no pause.
+        // No delay is needed after a single abort.
         self.not_before = if is_first { now } else { now + delay };
     }
 

@@ -1,9 +1,9 @@
-//! What a rebalance does to the tasks of a thread: partitions are assigned, revoked or lost.
+//! Applies a rebalance to the tasks of a thread: partitions are assigned, revoked or lost.
 //!
-//! The group announces a change of assignment in one of three ways. *Assigned* partitions go through recovery, also if the
-//! thread had them before. *Revoked* partitions are still the thread's until it polls again, so the thread commits first.
-//! *Lost* partitions belong to another member already, so nothing done for them may be committed (C6, C7). The thread
-//! decides about commit and rollback; see `turn`.
+//! The group announces a change of assignment in one of three ways. *Assigned* partitions go through recovery, even if
+//! the thread had them before. *Revoked* partitions belong to the thread until it polls again, so the thread commits
+//! first. *Lost* partitions may already belong to another member, so nothing that was processed for them may be
+//! committed (C6, C7). The thread decides about commit and rollback; see `turn`.
 
 use super::membership::Membership;
 use super::tasks::Tasks;
@@ -23,7 +23,7 @@ pub(super) struct Rebalance<'t> {
 }
 
 impl Rebalance<'_> {
-    /// Notes an assignment, and returns whether a live task has some of these partitions although they were not revoked.
+    /// Records an assignment. Returns whether a live task has some of these partitions although they were not revoked.
     pub(super) fn was_not_revoked(&mut self, partitions: &[TopicPartition]) -> Result<bool> {
         hit("streams.assigned");
         tracing::info!(

@@ -233,10 +233,11 @@ impl StreamThread {
         }
     }
 
-    /// Partitions were received.
+    /// Handles assigned partitions.
     fn assigned(&mut self, partitions: &[TopicPartition]) -> Result<(), Interrupt> {
         if self.rebalance().was_not_revoked(partitions)? {
-            // Another member may have owned them in between, so what was done for them must not be committed (C6).
+            // Another member may have owned the partitions in between, so uncommitted work for them must not be
+            // committed (C6).
             self.roll_back(Abort::Failed(
                 "partitions were assigned without a revocation".to_owned(),
             ));
@@ -245,7 +246,7 @@ impl StreamThread {
         Ok(())
     }
 
-    /// Partitions are about to be given up: a commit is still possible.
+    /// Handles partitions that are about to be revoked. A commit is still possible.
     fn revoked(&mut self, partitions: &[TopicPartition]) -> Result<(), Interrupt> {
         hit("streams.revoked");
         tracing::info!(thread = self.name, partitions = partitions.len(), "partitions revoked");
@@ -254,7 +255,8 @@ impl StreamThread {
         Ok(())
     }
 
-    /// Partitions already belong to another member: nothing done for them may be committed (C6, C7).
+    /// Partitions may already belong to another member, so nothing that was processed for them may be committed (C6,
+    /// C7).
     fn lost(&mut self, partitions: &[TopicPartition]) {
         self.rebalance().lose(partitions);
         if self.committer.open_for().is_some() {
@@ -281,8 +283,8 @@ impl StreamThread {
         }
     }
 
-    /// The one reaction to an abort: discards everything since the last commit in all tasks, which share the transaction (C7),
-    /// and replaces the producer (C5). All live tasks recover.
+    /// Handles an abort: discards everything since the last commit in all tasks, because they share the transaction
+    /// (C7), and replaces the producer (C5). All live tasks recover.
     fn roll_back(&mut self, abort: Abort) {
         self.shared.metrics.transactions.aborts.increment(1);
         let (mut failure, mut stop) = (None, None);

@@ -148,7 +148,7 @@ impl Checker<'_> {
                 ),
             ),
             "startsWith" | "endsWith" | "contains" => (
-                format!("`{function}` is a method of strings"),
+                format!("`{function}` is a method of strings, not a function"),
                 format!("write `name.{function}(\"…\")`"),
             ),
             known if FUNCTIONS.contains(&known) => {

@@ -113,7 +113,7 @@ impl RecordBisection {
         next.zip(&self.until).all(|(next, until)| next >= *until)
     }
 
-    /// The poison record, if it is this one.
+    /// Returns the record if it is the poison record.
     pub(crate) fn poison_at(&self, record: RecordRef<'_>) -> Option<&PoisonRecord> {
         let poison = self.poison.as_ref()?;
         (record.offset() == poison.offset && *record.partition() == poison.at).then_some(poison)
