@@ -139,10 +139,11 @@ pub struct Progress {
     reason = "the loop drives each source on its own thread, so its futures need not be Send"
 )]
 pub trait Source {
-    /// Its position.
+    /// The position type of the source.
     type Position: Position;
 
-    /// Its topic, if it writes dead letters to `<topic>.dlq`; `None` if it writes none.
+    /// Returns the source's topic if the source writes dead letters to `<topic>.dlq`; `None` if it writes no dead
+    /// letters.
     fn topic(&self) -> Option<&str> {
         None
     }

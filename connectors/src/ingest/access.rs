@@ -32,7 +32,7 @@ pub struct Credential {
 #[derive(Debug, thiserror::Error)]
 #[error("ingest.credentials: credential `{name}` {problem}")]
 pub struct CredentialError {
-    /// Its name.
+    /// Name of the credential.
     name: String,
     /// Cause and fix.
     problem: &'static str,

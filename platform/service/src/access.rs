@@ -76,7 +76,7 @@ pub struct TokenError {
 /// An authenticated client, as an extension of its requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// Name of its token.
+    /// Name of the token that the client sent.
     pub name: Arc<str>,
     /// Role of the client.
     pub role: Role,

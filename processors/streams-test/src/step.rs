@@ -1,4 +1,4 @@
-//! Runs one processor with its state and without a log: it receives records and returns the output.
+//! Runs one processor with its state and without a log. The test passes records and receives the output.
 
 use event_log::{Header, Millis, NewRecord, Offset, OutBatch, RecordBatch, TimestampType, TopicPartition};
 use state_store::{MemoryStore, SharedStore};
@@ -23,7 +23,7 @@ pub struct Written {
     pub headers: Vec<(String, Option<Vec<u8>>)>,
 }
 
-/// Runs one processor with a state in memory: records in, records out.
+/// Runs one processor with a state in memory.
 pub struct StepDriver {
     processor: Box<dyn Processor>,
     task: ManualTask,

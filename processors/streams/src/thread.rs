@@ -9,7 +9,7 @@
 //! | `turn` | the loop, and the reaction to an abort |
 //! | `rebalance` | partitions that are assigned, revoked or lost |
 //! | `processing`, `tasks` | records and timers, and their way to the tasks |
-//! | `recovering` | recovery of the tasks, beside those that run |
+//! | `recovering` | recovery of tasks, while other tasks continue to run |
 //! | `committer`, `at_least_once`, `pacing` | commits with and without transactions, and when they are due |
 //! | `producer`, `membership` | the two clients and their states |
 //! | `poison_isolation` | the search for the record or timer whose effects are rejected |

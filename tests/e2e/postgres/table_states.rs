@@ -1,5 +1,5 @@
 //! Changes of tables, publications and partitions under a running connector: the affected table needs a snapshot and is
-//! reported with cause and fix, its views are marked stale, and the other tables continue.
+//! reported with its cause and fix, its views are marked stale, and the other tables continue.
 
 use super::harness::{Connector, Database, LIMIT, Setting, Topic};
 use crate::support::{Dev, binary, wait_for};

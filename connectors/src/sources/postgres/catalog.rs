@@ -20,9 +20,9 @@ pub struct Table {
     pub replica_identity: char,
     /// Whether this user has `SELECT` on the table and `USAGE` on its schema.
     pub readable: bool,
-    /// Whether it is partitioned.
+    /// Whether the table is partitioned.
     pub partitioned: bool,
-    /// Whether tables other than its partitions inherit from it.
+    /// Whether tables other than its partitions inherit from the table.
     pub has_children: bool,
     /// Whether row-level security restricts what this user reads.
     pub row_security: bool,
@@ -30,20 +30,20 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// Columns of the primary key, in key order; empty if there is none.
     pub primary_key: Vec<String>,
-    /// Whether its primary key is deferrable. PostgreSQL does not use such a key as replica identity.
+    /// Whether the primary key is deferrable. PostgreSQL does not use such a key as replica identity.
     pub deferrable_key: bool,
     /// Columns of the replica identity index, if `replica_identity` is `i`.
     pub identity_index: Vec<String>,
-    /// Its partitions at all levels by OID.
+    /// Partitions of the table at all levels, by OID.
     pub partitions: BTreeMap<u32, Partition>,
 }
 
 /// A partition in the catalog, at any level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Partition {
-    /// Its file node; 0 if it is partitioned itself.
+    /// File node of the partition; 0 if the partition is partitioned itself.
     pub file_node: u32,
-    /// Whether it has contained only rows that were written through its parent.
+    /// Whether the partition has never contained rows that were not written through its parent.
     pub began_empty: bool,
 }
 

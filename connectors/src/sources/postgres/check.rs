@@ -47,12 +47,12 @@ pub(super) struct Unsuitable {
 }
 
 impl Unsuitable {
-    /// What is wrong.
+    /// Returns the causes, as one text.
     pub(super) fn cause(&self) -> String {
         join(&self.problems, |p| &p.what)
     }
 
-    /// The statements that fix it.
+    /// Returns the statements that fix the causes.
     pub(super) fn fix(&self) -> String {
         join(&self.problems, |p| p.fix.trim_end_matches(';'))
     }

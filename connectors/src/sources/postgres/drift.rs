@@ -254,7 +254,7 @@ fn compare_partitions(
 }
 
 /// Returns the cause if a partition was truncated or rewritten since its file node was recorded. A recorded 0 means
-/// that the file node is unknown because the whole table was truncated, which the stream contains.
+/// that the file node is unknown because the whole table was truncated; the stream contains that truncation.
 pub(super) fn truncated_partition(name: &TableName, was: &TableRecord, catalog: &Catalog) -> Option<String> {
     let table = catalog.table(name)?;
     let (oid, _) = table.partitions.iter().find(|(oid, partition)| {

@@ -200,7 +200,7 @@ pub(super) struct Slot<'s> {
     pub(super) identity: &'s Identity,
 }
 
-/// Whether an error concerns one table only, so that the others can be published.
+/// Whether an error affects only one table, so that the other tables can be published.
 fn is_of_table(error: &Error) -> bool {
     matches!(
         error,

@@ -75,7 +75,7 @@ pub struct ColumnRecord {
     pub number: i16,
     /// OID of its type.
     pub type_oid: u32,
-    /// Its type modifier, -1 for none.
+    /// Type modifier, -1 for none.
     pub type_modifier: i32,
     /// Name of its type; of a domain, its base type.
     pub type_name: String,

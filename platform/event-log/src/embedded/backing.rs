@@ -110,7 +110,7 @@ pub(super) struct Cut {
     /// Whether the bytes are the beginning of a batch during whose write the process died. No batch follows, so no
     /// acknowledged batch is missing.
     pub is_unfinished_write: bool,
-    /// Copy of the corrupt journal.
+    /// Copy of the corrupt journal; `None` if no copy was kept.
     pub aside: Option<PathBuf>,
     /// Offsets of the records that could be read in the bytes that were cut.
     pub records: BTreeMap<PartId, Range<Offset>>,

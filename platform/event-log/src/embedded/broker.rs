@@ -50,7 +50,7 @@ pub(super) struct Broker {
 pub(super) struct CleanerThread {
     pub sleeps_until: Option<Millis>,
     pub runs: bool,
-    /// Whether it must not sleep before its next round.
+    /// Whether the thread must start its next round without sleeping.
     pub is_wanted: bool,
     pub stop: bool,
 }

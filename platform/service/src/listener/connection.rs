@@ -41,7 +41,7 @@ pub(super) struct Connections {
     tasks: Tracked,
 }
 
-/// Tasks of connections, including those of HTTP/2 streams. All of them can be aborted.
+/// Tasks of connections, including those of HTTP/2 streams. All of them end when they are aborted.
 #[derive(Clone, Default)]
 pub(super) struct Tracked {
     tasks: TaskTracker,

@@ -67,7 +67,7 @@ pub enum TlsError {
     Pem {
         /// The file.
         path: PathBuf,
-        /// What is missing.
+        /// The content that is missing.
         what: &'static str,
     },
     /// The certificate and the key do not belong together, or are of an unsupported kind.

@@ -24,7 +24,8 @@ pub struct TlsConfig {
     pub certificate: PathBuf,
     /// File with the private key of the certificate.
     pub key: PathBuf,
-    /// File with the certificate authorities that sign certificates of clients. With it, a client must present one.
+    /// File with the certificate authorities that sign certificates of clients. If set, a client must present such a
+    /// certificate.
     #[serde(default)]
     pub client_ca: Option<PathBuf>,
 }

@@ -64,7 +64,8 @@ impl Rebalance<'_> {
         self.membership.lose();
     }
 
-    /// Drops the tasks that have one of these partitions. A task that keeps other inputs waits until they are complete again.
+    /// Drops the tasks that have one of these partitions. A task that still has some of its inputs waits until all
+    /// inputs are assigned again.
     fn drop_tasks(&mut self, partitions: &[TopicPartition]) {
         for mut task in self.tasks.remove(partitions) {
             let shared = self.shared;
@@ -75,7 +76,8 @@ impl Rebalance<'_> {
             }
             drop(positions);
             shared.forget(&task.id);
-            // The buffer contains committed rows only. If the flush fails, the store is merely further behind (C4).
+            // The buffer contains committed rows only. If the flush fails, the store only lags further behind the log
+            // (C4).
             if let Err(error) = task.flush() {
                 tracing::warn!(task = %task.id, reason = chain(&error), "cannot flush store of revoked task");
             }

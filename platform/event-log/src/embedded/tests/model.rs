@@ -2,10 +2,10 @@
 //! compared with a model. The seed determines the order of operations, which writes fail, which of the failed writes
 //! are stored nevertheless, and what a crash loses.
 //!
-//! Checked: the newest committed record of each key is present; every record read was written, and every missing one was
-//! superseded below the end of a cleaning pass or is an expired tombstone; what a pass must remove is removed; offsets
-//! are reused only after a crash lost them, under a new epoch; sizes match the storage; a group has the offset of its last commit. A failure
-//! prints its seed and the command to repeat it.
+//! Checked: the newest committed record of each key is present; every record that is read was written; every missing
+//! record was superseded below the end of a cleaning pass, or is an expired tombstone; a pass removes all records that
+//! it must remove; offsets are assigned again only after a crash lost them, and under a new epoch; sizes match the
+//! storage; a group has the offset of its last commit. A failure prints its seed and the command to repeat it.
 
 use super::compaction::{keyed, seen};
 use super::*;

@@ -1,4 +1,5 @@
-//! An open fjall database with one fjall keyspace for each keyspace of the log, and waiting for its background work.
+//! Opens a fjall database with one fjall keyspace for each keyspace of the log, and limits the waiting for its
+//! background work.
 //!
 //! A commit of fjall waits for flushes and compactions without a time limit and does not notice a failed worker (fjall
 //! issue 257: after a kill, writes may block forever). Therefore this module rotates the write buffers, and a commit

@@ -388,7 +388,7 @@ fn truncate(path: &Path, at: u64) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Replaces a file by a copy of its beginning.
+/// Replaces a file by a copy of its first `len` bytes.
 fn replace(path: &Path, len: u64) -> io::Result<()> {
     let copy = path.with_extension("copy");
     let written = (|| {
