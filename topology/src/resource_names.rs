@@ -1,8 +1,9 @@
 //! Names of topics, consumer groups and transactional ids.
 //!
 //! All of them begin with the name of the topology and a dot. A topology name contains no dot, so the names of two
-//! topologies differ, and one prefixed ACL covers a topology. Trunkline's internal topics begin with `_trunkline` after the
-//! prefix, which no declared name does. Only the topic of the schema registry, `_schemas`, is shared by topologies.
+//! topologies differ, and one prefixed ACL is sufficient for a topology. Trunkline's internal topics begin with
+//! `_trunkline` after the prefix, which no declared name does. Only the topic of the schema registry, `_schemas`, is
+//! shared by topologies.
 
 /// Topics that versions without a prefix created. A log that contains one of them was written by such a version.
 const UNPREFIXED_TOPICS: [&str; 3] = ["view.log", "connect.positions", "members"];

@@ -132,8 +132,8 @@ impl Connector<'_> {
                 continue;
             }
             let result = self.attempt(source, &mut retry);
-            // Release the slot before anything else: after a lost race or an unknown outcome, nothing may be
-            // acknowledged any more (C14).
+            // Release the slot before anything else: after fencing or an unknown outcome, nothing more may be
+            // acknowledged (C14).
             source.close();
             match result {
                 Ok(End::Drain | End::Command) => {}

@@ -76,7 +76,7 @@ enum SubscriptionError {
     Topic(ReadinessIssue),
     /// The replica failed; its store is intact unless the error is `Unusable`.
     Replica(ViewsError),
-    /// The store cannot be used any more; quarantine it and read `view.log` from its start.
+    /// The store is unusable; quarantine it and read `view.log` from its start.
     StoreUnusable(String),
     /// The store cannot be opened.
     OpenStore(state_store::Error),

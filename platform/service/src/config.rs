@@ -95,9 +95,9 @@ pub struct Sources {
 
 impl Sources {
     /// Reads the environment: a variable `TRUNKLINE_A__B=value` sets key `b` of table `a`. Items of a list may be
-    /// separated by commas. Variables with another meaning are ignored: [`FAILPOINTS`], those that begin with
-    /// `TRUNKLINE_TEST_`, those in `except`, and those that Kubernetes sets for a Service whose name begins with
-    /// `trunkline`.
+    /// separated by commas. Variables that are not configuration keys are ignored: [`FAILPOINTS`], variables that begin
+    /// with `TRUNKLINE_TEST_`, variables in `except`, and variables that Kubernetes sets for a Service whose name
+    /// begins with `trunkline`.
     pub fn environment(except: &[&str]) -> Self {
         let all =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));

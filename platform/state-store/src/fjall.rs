@@ -107,7 +107,7 @@ fn open_spaces(
 ) -> Result<(Database, Vec<Keyspace>)> {
     let opened = Database::builder(&directory.engine)
         .cache_size(cache_bytes)
-        // With two workers, the first sends compactions to the second again and again and uses a whole core meanwhile.
+        // With two workers, the first sends compactions to the second in a loop and uses a whole core.
         .worker_threads(1)
         .max_journaling_size(*JOURNAL_BYTES.end())
         .open();

@@ -160,8 +160,8 @@ impl SyncViews {
         Ok(())
     }
 
-    /// Removes missing entries that `covers` selects by row key and version: the state of these rows is known as of version
-    /// `at`. The row key is empty in an entry of the whole table.
+    /// Removes the missing entries that `covers` selects by row key and version, because the state of these rows is
+    /// known as of version `at`. The row key of an entry of the whole table is empty.
     pub(super) fn cover(
         &mut self,
         input: &ChangeRecord<'_>,

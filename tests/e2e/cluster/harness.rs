@@ -166,7 +166,7 @@ impl Harness {
             brokers.join().expect("the brokers were killed as planned");
             processes.join().expect("the processes were killed as planned");
         });
-        // All brokers run and nothing is killed any more, so the rest of the input is processed.
+        // All brokers run and no process is killed from here on, so the rest of the input is processed.
         self.cluster.wait_in_sync(LIMIT);
         orders.barrier();
         NODES.iter().for_each(|(node, _)| self.fleet.stop(node, LIMIT));
