@@ -76,7 +76,7 @@ pub async fn start(context: EdgeContext, tasks: &Tasks, readiness: &Readiness) -
     // drain starts.
     let requests_done = Drain::new();
     let follow = FollowConfig {
-        topic: view_log.into(),
+        topic: view_log,
         partitions: memberships.partitions(),
         data_dir: config.data_dir.clone(),
         store: config.store.clone(),

@@ -18,7 +18,7 @@ pub(crate) fn in_memory(clock: &Manual) -> Result<SharedEventLog> {
     let clock = clock.clone();
     let mut config = embedded::Config::new(None, Arc::new(move || service::Clock::now_ms(&clock)));
     config.clean_every = None;
-    Ok(EmbeddedLog::open(config)?)
+    EmbeddedLog::open(config)
 }
 
 /// A topic without compaction and retention limits.

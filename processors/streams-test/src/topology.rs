@@ -59,7 +59,7 @@ pub enum DriverError {
         instance: String,
         /// Why.
         #[source]
-        source: streams::Error,
+        source: Box<streams::Error>,
     },
     /// The application is still busy after many rounds.
     #[error("the application did not become idle: {}", causes.join("; "))]
@@ -277,7 +277,10 @@ impl TopologyDriver {
                     Ok(Ok(())) => is_idle &= thread.is_quiet(),
                     Ok(Err(source)) => {
                         let instance = instance.name.clone();
-                        return Err(DriverError::Ended { instance, source });
+                        return Err(DriverError::Ended {
+                            instance,
+                            source: Box::new(source),
+                        });
                     }
                     Err(cause) if cause.is::<Crashed>() => {
                         crashed = true;
@@ -322,7 +325,7 @@ impl TopologyDriver {
         let threads: streams::Result<_> = (0..config.threads.max(1)).map(thread).collect();
         threads.map_err(|source| DriverError::Ended {
             instance: name.to_owned(),
-            source,
+            source: Box::new(source),
         })
     }
 
@@ -399,7 +402,10 @@ impl TopologyDriver {
                 Ok(Ok(())) => {}
                 Ok(Err(source)) => {
                     let instance = instance.name;
-                    return Err(DriverError::Ended { instance, source });
+                    return Err(DriverError::Ended {
+                        instance,
+                        source: Box::new(source),
+                    });
                 }
                 // The instance crashed in its last commit.
                 Err(cause) if cause.is::<Crashed>() => break,

@@ -186,36 +186,41 @@ fn check_table(declared: &Declared, actual: &Table, user: &str) -> std::result::
             }),
         }
     }
+    problems.extend(check_identity(declared, actual, key));
+    if problems.is_empty() {
+        Ok(indices)
+    } else {
+        Err(problems)
+    }
+}
+
+/// Checks that deletes and key changes identify their row.
+fn check_identity(declared: &Declared, actual: &Table, key: &[String]) -> Option<Problem> {
+    let table = quoted(&declared.name);
     let identity = actual.identity();
     let missing: Vec<&str> = key
         .iter()
         .map(String::as_str)
         .filter(|name| !identity.contains(name))
         .collect();
-    if !missing.is_empty() && actual.replica_identity == 'd' && actual.deferrable_key {
-        problems.push(Problem {
-            what: format!(
-                "the primary key of table {} is deferrable, which PostgreSQL does not use as replica identity: once the table \
-                 is published, it rejects updates and deletes",
-                declared.name
-            ),
-            fix: format!("ALTER TABLE {table} REPLICA IDENTITY FULL"),
-        });
-    } else if !missing.is_empty() {
-        problems.push(Problem {
-            what: format!(
-                "the replica identity of table {} lacks key column {}, so deletes would not identify the row",
-                declared.name,
-                missing.join(", ")
-            ),
-            fix: format!("ALTER TABLE {table} REPLICA IDENTITY FULL"),
-        });
+    if missing.is_empty() {
+        return None;
     }
-    if problems.is_empty() {
-        Ok(indices)
+    let fix = format!("ALTER TABLE {table} REPLICA IDENTITY FULL");
+    let what = if actual.replica_identity == 'd' && actual.deferrable_key {
+        format!(
+            "the primary key of table {} is deferrable, which PostgreSQL does not use as replica identity: once the table \
+             is published, it rejects updates and deletes",
+            declared.name
+        )
     } else {
-        Err(problems)
-    }
+        format!(
+            "the replica identity of table {} lacks key column {}, so deletes would not identify the row",
+            declared.name,
+            missing.join(", ")
+        )
+    };
+    Some(Problem { what, fix })
 }
 
 /// Checks that the snapshot and the stream contain the same rows.

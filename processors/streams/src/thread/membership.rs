@@ -106,7 +106,6 @@ impl Membership {
     }
 
     /// # Errors
-
     /// The thread was fenced, and no assignment event explained it in time: another process uses the same
     /// name.
     pub(super) fn check_fence(&self, now: Duration) -> Result<()> {

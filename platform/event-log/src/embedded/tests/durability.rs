@@ -81,10 +81,13 @@ fn commit_durability_acknowledges_only_synced_writes() {
 /// Asserts that another thread can write at this moment.
 fn writer_is_free(broker: &Arc<Broker>) {
     let (broker, (free, is_free)) = (broker.clone(), channel());
-    std::thread::spawn(move || {
+    let thread = std::thread::Builder::new().name("writer-probe".to_owned());
+    let probe = move || {
         drop(broker.writer());
         free.send(()).ok();
-    });
+    };
+    // The thread is not joined: if the writer is locked, it ends after this assertion has failed.
+    drop(thread.spawn(probe).expect("spawn a thread"));
     is_free
         .recv_timeout(Duration::from_secs(20))
         .expect("the writer is locked");
