@@ -81,9 +81,9 @@ fn findings_serialize_as_json() {
 #[test]
 fn topology_name_must_be_a_valid_prefix() {
     for (name, message) in [
-        ("my.shop", "topology name `my.shop` is not allowed"),
-        ("_shop", "topology name `_shop` is not allowed"),
-        (&"a".repeat(64), "is not allowed"),
+        ("my.shop", "topology name `my.shop` is invalid"),
+        ("_shop", "topology name `_shop` is invalid"),
+        (&"a".repeat(64), "is invalid"),
         ("trunkline", "topology name `trunkline` is reserved"),
     ] {
         let text = BASE.replace("name = \"shop\"\n[[", &format!("name = \"{name}\"\n[["));
