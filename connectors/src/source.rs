@@ -5,7 +5,7 @@
 //! `open`, `next`, `committed` and `close`. `committed` is called only with positions that were committed in the
 //! transaction of their records.
 
-mod dead_letters;
+mod dlq;
 mod positions;
 mod register;
 mod retry;

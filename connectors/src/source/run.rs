@@ -10,7 +10,7 @@
 //! transaction whose outcome is unknown is never committed a second time (C5). Records are published once, and nothing
 //! is acknowledged before its position is stored (C14). Every error except fencing is retried (C15).
 
-use super::dead_letters;
+use super::dlq;
 use super::positions::{Positions, Stored};
 use super::retry::{self, Next, Retry};
 use super::{Batch, Boundary, Budget, Source, Unreadable};
@@ -241,7 +241,7 @@ impl Connector<'_> {
             context.handle.update(|report| report.position = position.to_string());
         }
         let record_bytes_max = match source.topic() {
-            Some(topic) => dead_letters::prepare(&*context.log, topic)?,
+            Some(topic) => dlq::prepare(&*context.log, topic)?,
             None => usize::MAX,
         };
         let opened = context.runtime.block_on(source.open(position, record_bytes_max));

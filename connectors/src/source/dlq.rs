@@ -1,4 +1,4 @@
-//! The dead-letter topic of a source, and the largest record that its topic accepts.
+//! The dead-letter queue of a source: its topic, and the largest record that the topic of the source accepts.
 
 use crate::error::{Error, Result};
 use event_log::{Cleanup, EventLog, TimestampPolicy, TopicConfig, TopicSpec};
