@@ -197,7 +197,7 @@ mod tests {
             change(&mut other);
             own.mismatch(&other.checkpoint(0, 0))
         };
-        assert!(of(&|o| o.log = "two".to_owned()).unwrap().contains("log two"));
+        assert!(of(&|o| o.log = "two".to_owned()).unwrap().contains("epoch two"));
         assert!(of(&|o| o.changelog.partition = 4).unwrap().contains("rows/4"));
         assert!(of(&|o| o.topic_id = TopicId("00000000-0000-4000-8000-000000000002".parse().unwrap())).is_some());
     }
