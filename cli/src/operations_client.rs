@@ -44,7 +44,8 @@ impl Client {
             Err(DataDirError::InUse { .. }) => return Self::remote(target),
             Err(error) => return Err(error.into()),
         }
-        match backends::embedded_log(data, &clock, Durability::Os) {
+        // Ctrl-C ends a command without closing the log. With synced commits this is no possible loss.
+        match backends::embedded_log(data, &clock, Durability::Commit) {
             Ok(log) => {
                 let registry = backends::registry(&registry, &log)?;
                 Ok(Client::Local(Backends::new(log, registry, clock, None).operations()))
@@ -75,7 +76,7 @@ impl Client {
             })
         };
         match self {
-            Client::Local(operations) => operations.execute(request, &mut on_response),
+            Client::Local(operations) => operations.execute(request, &|| false, &mut on_response),
             Client::Remote(client, url) => post(client, url, &request, &mut on_response)?,
         }
         result

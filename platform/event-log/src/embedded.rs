@@ -29,6 +29,7 @@ mod scan;
 mod settings;
 mod signal;
 mod state;
+mod timeouts;
 mod topics;
 mod transactional_producer;
 mod write;

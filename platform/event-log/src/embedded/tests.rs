@@ -29,6 +29,8 @@ struct TestLog {
 struct Breakable {
     inner: Faulty,
     broken: AtomicBool,
+    /// Whether commits fail because the disk is full.
+    full: AtomicBool,
     /// Number of commits after which commits fail; negative means never.
     breaks_after: AtomicI64,
     /// Runs once, at the moment that it contains.
@@ -74,6 +76,14 @@ impl Breakable {
 impl Backing for Arc<Breakable> {
     fn commit(&self, writes: &Writes, persist: Persist) -> Result<()> {
         self.passes(Moment::BeforeCommit);
+        if self.full.load(Ordering::SeqCst) {
+            return Err(Error::StorageUnavailable {
+                attempted: "write a batch",
+                dir: "log".into(),
+                cause: "the disk is full".to_owned(),
+                fix: "free space",
+            });
+        }
         let left = self.breaks_after.load(Ordering::SeqCst);
         if left >= 0 {
             self.breaks_after.store(left - 1, Ordering::SeqCst);

@@ -35,7 +35,7 @@ pub(super) struct By<'a> {
 }
 
 /// A commit or abort of a transaction.
-struct Ending {
+pub(super) struct Ending {
     /// The transaction; `None` if it has written nothing.
     transaction: Option<u64>,
     marker: Marker,
@@ -44,7 +44,7 @@ struct Ending {
 }
 
 impl Ending {
-    fn abort(transaction: Option<u64>) -> Ending {
+    pub(super) fn abort(transaction: Option<u64>) -> Ending {
         Ending {
             transaction,
             marker: Marker::Abort,
@@ -289,7 +289,7 @@ impl Broker {
     }
 
     /// Stores the commit or abort of a transaction and publishes it. `change` makes the changes of `ending.writes`.
-    fn end(&self, _writer: &mut Writer, ending: Ending, change: impl FnOnce(&mut State)) -> Result<()> {
+    pub(super) fn end(&self, _writer: &mut Writer, ending: Ending, change: impl FnOnce(&mut State)) -> Result<()> {
         let Ending {
             transaction,
             marker,
@@ -390,44 +390,6 @@ impl Broker {
     pub fn check(&self, by: By<'_>, attempted: &'static str) -> Result<()> {
         self.expire()?;
         check(&self.state(), by, attempted)
-    }
-
-    /// Aborts transactions that exceeded their timeout and fences their producers, as Kafka's coordinator does.
-    pub fn expire(&self) -> Result<()> {
-        let now = self.now();
-        let due = |state: &State| state.next_deadline().is_some_and(|deadline| deadline <= now);
-        if !due(&self.state()) {
-            return Ok(());
-        }
-        let mut writer = self.writer();
-        loop {
-            let (transaction, id, epoch) = {
-                let mut state = self.state();
-                let late = state.transactions.iter().find(|(_, open)| open.deadline <= now);
-                let Some((transaction, id)) = late.map(|(t, open)| (*t, open.transactional_id.clone())) else {
-                    return Ok(());
-                };
-                let epoch = state.number();
-                if let Some(producer) = state.producers.get_mut(&id) {
-                    producer.epoch = epoch;
-                }
-                (transaction, id, epoch)
-            };
-            self.end(&mut writer, Ending::abort(Some(transaction)), |_| {})?;
-            tracing::warn!(transactional_id = id, "transaction timed out and was aborted");
-            // The producer is fenced, whether or not it has an entry.
-            self.state().forget_producer(&id, epoch);
-        }
-    }
-
-    /// Aborts the transactions that were open when the log was last closed or its process was killed.
-    pub fn abort_open_transactions(&self) -> Result<()> {
-        let mut writer = self.writer();
-        let left: Vec<u64> = self.state().transactions.keys().copied().collect();
-        for transaction in left {
-            self.end(&mut writer, Ending::abort(Some(transaction)), |_| {})?;
-        }
-        Ok(())
     }
 
     /// Commits offsets of a member outside a transaction.

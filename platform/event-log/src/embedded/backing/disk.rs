@@ -38,6 +38,9 @@ const CHECK_BYTES: u64 = 8 * 1024 * 1024;
 const READS_LIMIT: Duration = Duration::from_secs(2);
 /// Minimum free space for opening a failed database again. It is needed for the copy of a journal and the next flush.
 const WORK_BYTES: u64 = 96 * 1024 * 1024;
+/// Maximum pause between two openings of a database that fails again and again. A database that worked for longer than this
+/// is opened again without a pause.
+const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// A file of this size is written to find out whether the disk accepts writes.
 const PROBE_BYTES: usize = 64 * 1024;
 
@@ -123,7 +126,9 @@ fn prepare(dir: &Path) -> Result<Option<Cut>> {
         Err(TryLockError::Error(source)) => return Err(rejected(source)),
     }
     remove_unfinished_creation(dir).map_err(rejected)?;
-    let cut = journal::repair(dir);
+    // The loss must be known to the next start too, if this one ends before it has stored a new epoch. The store does not
+    // contain the id of this session, so it counts as older than the last session.
+    let cut = journal::repair(dir, || Session::begin(Durability::Os).write(dir));
     lock.unlock().map_err(rejected)?;
     cut
 }
@@ -241,9 +246,12 @@ impl Shared {
     }
 
     fn set(&self, health: Health) {
-        let mut current = lock(&self.health);
+        self.replace(&mut lock(&self.health), health);
+    }
+
+    fn replace(&self, current: &mut Health, health: Health) {
         // Do not log a change of the cause alone. It changes often, because it contains the free space.
-        if std::mem::discriminant(&*current) != std::mem::discriminant(&health) {
+        if std::mem::discriminant(current) != std::mem::discriminant(&health) {
             match &health {
                 Health::Writable => tracing::info!(dir = %self.dir.display(), "embedded log accepts writes again"),
                 Health::LowSpace(Failure { cause, fix }) | Health::Failed(Failure { cause, fix }) => {
@@ -289,7 +297,12 @@ impl Shared {
                 Ok(())
             }
             Err(error) => {
-                self.journal_failed.store(true, Ordering::Release);
+                // Before these errors, nothing was written to the journal.
+                let is_untouched = matches!(
+                    error,
+                    WriteError::Fjall(fjall::Error::Poisoned) | WriteError::NoProgress(_)
+                );
+                self.journal_failed.fetch_or(!is_untouched, Ordering::AcqRel);
                 let failure = self.failure(&error);
                 let error = self.unavailable("write a batch", &failure);
                 self.set(Health::Failed(failure));
@@ -307,7 +320,7 @@ impl Shared {
             }
             WriteError::Fjall(fjall::Error::Poisoned) => match self.probe() {
                 Err(source) => return io_failure(&source),
-                // The file that the worker could not complete was removed, so there is some free space again.
+                // The disk may have been full when the worker failed, and have some free space again.
                 Ok(()) => match self.space_failure(WORK_BYTES) {
                     Some(failure) => return failure,
                     None => "a background write failed".to_owned(),
@@ -346,13 +359,18 @@ impl Shared {
         })
     }
 
+    /// What the free space permits.
+    fn space_health(&self) -> Health {
+        self.space_failure(self.reserve_bytes)
+            .map_or(Health::Writable, Health::LowSpace)
+    }
+
+    /// Updates the health by the free space. Only the keeper ends a failure, and one may begin while the space is read.
     fn check_space(&self) {
-        let failed = matches!(&*lock(&self.health), Health::Failed(_));
-        if !failed {
-            self.set(
-                self.space_failure(self.reserve_bytes)
-                    .map_or(Health::Writable, Health::LowSpace),
-            );
+        let found = self.space_health();
+        let mut current = lock(&self.health);
+        if !matches!(*current, Health::Failed(_)) {
+            self.replace(&mut current, found);
         }
     }
 
@@ -363,6 +381,8 @@ impl Shared {
             Durability::Os | Durability::Commit => CHECK_INTERVAL,
         };
         let mut synced = Instant::now();
+        // A database that fails soon after each opening writes much each time.
+        let (mut next_reopen, mut pause) = (Instant::now(), CHECK_INTERVAL);
         let (stop, wake) = &self.stop;
         loop {
             let stopped = wake.wait_timeout_while(lock(stop), interval, |stop| !*stop);
@@ -373,7 +393,21 @@ impl Shared {
             let due = matches!(self.durability, Durability::Interval(interval) if synced.elapsed() >= interval);
             let failed = matches!(&*lock(&self.health), Health::Failed(_));
             if failed {
-                self.reopen();
+                if Instant::now() < next_reopen {
+                    continue;
+                }
+                let since = Instant::now().saturating_duration_since(next_reopen);
+                pause = if since > REOPEN_PAUSE_MAX {
+                    CHECK_INTERVAL
+                } else {
+                    pause
+                };
+                if self.reopen() {
+                    next_reopen = Instant::now() + pause;
+                    pause = (pause * 2).min(REOPEN_PAUSE_MAX);
+                } else {
+                    next_reopen = Instant::now() + CHECK_INTERVAL;
+                }
             } else if let Err(error) = self.engine("check the store").and_then(|engine| self.check(&engine)) {
                 tracing::debug!(%error, "embedded log failed in the background");
             } else if due && self.unsynced.swap(false, Ordering::AcqRel) {
@@ -403,38 +437,45 @@ impl Shared {
         }
     }
 
-    /// Opens the database again if the disk accepts writes.
-    fn reopen(&self) {
-        if let Some(failure) = self.space_failure(self.reserve_bytes.max(WORK_BYTES)) {
-            return self.set(Health::Failed(failure));
+    /// Opens the database again if the disk accepts writes. Returns whether it tried to open it, with or without success.
+    fn reopen(&self) -> bool {
+        let copies_journal = self.journal_failed.load(Ordering::Acquire);
+        // Without a copy no space is required: files of an interrupted compaction are removed only when the database is
+        // opened, so waiting for free space could wait forever.
+        if let Some(failure) = self.space_failure(WORK_BYTES).filter(|_| copies_journal) {
+            self.set(Health::Failed(failure));
+            return false;
         }
         if let Err(source) = self.probe() {
-            return self.set(Health::Failed(io_failure(&source)));
+            self.set(Health::Failed(io_failure(&source)));
+            return false;
         }
         let _writing = lock(&self.writing);
-        if self.journal_failed.load(Ordering::Acquire) {
+        if copies_journal {
             // Cut before the database is closed, so that it still serves reads if there is no space for the copy. Bytes
             // that it writes to the old file when it is closed have no effect.
             let below = self.acknowledged_below.load(Ordering::Acquire);
             if let Err(source) = journal::cut_unacknowledged(&self.dir, below) {
-                return self.set(Health::Failed(io_failure(&source)));
+                self.set(Health::Failed(io_failure(&source)));
+                return false;
             }
         }
         if !self.close_engine() {
-            return;
+            return false;
         }
         self.journal_failed.store(false, Ordering::Release);
         match Engine::open(&self.dir, self.cache_bytes) {
             Ok(engine) => {
                 self.acknowledged_below.store(engine.db.seqno(), Ordering::Release);
                 *self.engine.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(engine));
-                self.set(Health::Writable);
+                self.set(self.space_health());
             }
             Err(error) => {
                 let cause = open_error(&self.dir, error).to_string();
                 self.set(Health::Failed(Failure { cause, fix: FIX_DISK }));
             }
         }
+        true
     }
 
     /// Closes the database. Returns false if reads do not end; a later call tries again.

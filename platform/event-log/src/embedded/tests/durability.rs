@@ -153,3 +153,23 @@ fn producers_that_are_gone_are_forgotten() {
     assert_eq!(known(), 1, "the newer producer has the entry");
     drop(other);
 }
+
+#[test]
+fn overdue_transaction_does_not_stop_readers_of_a_full_disk() {
+    let hand = TestLog::new();
+    let at = hand.topic(&[]);
+    hand.append(&at, "a").expect("append");
+    let mut producer = hand.transactional_producer(1_000);
+    producer.begin().expect("begin");
+    producer.send(&batch(&at, "b")).expect("send");
+    hand.store.full.store(true, Ordering::SeqCst);
+    for _ in 0..3 {
+        hand.advance(1_000);
+        assert_eq!(hand.range(&at), [0, 1, 2], "the abort cannot be stored");
+        assert_eq!(hand.seen(Isolation::ReadCommitted, &at).len(), 1);
+    }
+    assert!(matches!(producer.commit(None), Outcome::Aborted { .. }), "it is fenced");
+    hand.store.full.store(false, Ordering::SeqCst);
+    hand.advance(1_000);
+    assert_eq!(hand.range(&at), [0, 3, 3]);
+}

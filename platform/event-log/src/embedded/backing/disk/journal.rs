@@ -184,7 +184,8 @@ impl Source {
         let value_bytes = u32::from_le_bytes(self.take()?);
         let stored_bytes = u32::from_le_bytes(self.take()?);
         if compression == 0 && value_bytes != stored_bytes {
-            return Err(Stop::Invalid);
+            // A write can end between the two lengths. What follows are zeros, as after any unfinished write.
+            return Err(if stored_bytes == 0 { Stop::Empty } else { Stop::Invalid });
         }
         let key = self.bytes(key_bytes.into())?;
         let value = match self.keeps_values {
@@ -313,11 +314,12 @@ pub(super) fn are_empty(dir: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Cuts the bytes after the last intact batch. No process may have the directory open.
+/// Cuts the bytes after the last intact batch. No process may have the directory open. `mark_loss` is called before bytes are
+/// cut that may contain acknowledged batches: afterwards, nothing else shows that they existed.
 ///
 /// # Errors
 /// [`Error::Corrupt`] if a later journal contains batches, which cannot be kept without a gap.
-pub(super) fn repair(dir: &Path) -> Result<Option<Cut>> {
+pub(super) fn repair(dir: &Path, mark_loss: impl FnOnce() -> io::Result<()>) -> Result<Option<Cut>> {
     let failed = |source: io::Error| io_refused(dir, &source);
     let mut damaged: Option<(PathBuf, Scan)> = None;
     for path in journals(dir).map_err(failed)? {
@@ -353,7 +355,9 @@ pub(super) fn repair(dir: &Path) -> Result<Option<Cut>> {
     let aside = match damage.is_unfinished_write {
         // The bytes contain no acknowledged batch.
         true => truncate(&file, intact).map(|()| None),
-        false => keep_aside(&file).and_then(|aside| replace(&file, intact).map(|()| Some(aside))),
+        false => mark_loss()
+            .and_then(|()| keep_aside(&file))
+            .and_then(|aside| replace(&file, intact).map(|()| Some(aside))),
     };
     Ok(Some(Cut {
         aside: aside.map_err(failed)?,
@@ -407,7 +411,7 @@ fn replace(path: &Path, len: u64) -> io::Result<()> {
 
 /// Creates a second name (hard link) for a journal, so that its content is kept.
 fn keep_aside(path: &Path) -> io::Result<PathBuf> {
-    let free = (1_u32..).map(|n| path.with_extension(format!("damaged-{n}")));
+    let free = (1_u32..).map(|n| path.with_extension(format!("jnl.damaged-{n}")));
     let aside = free.into_iter().find(|aside| !aside.exists());
     let aside = aside.expect("a directory has fewer entries than u32 has values");
     std::fs::hard_link(path, &aside).or_else(|_| std::fs::copy(path, &aside).map(drop))?;

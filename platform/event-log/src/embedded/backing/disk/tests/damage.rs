@@ -214,3 +214,20 @@ fn damaged_store_is_an_error_with_directory_and_fix() {
         assert!(text.contains("restore the directory from a backup"), "{text}");
     }
 }
+
+#[test]
+fn loss_is_remembered_until_a_session_has_begun() {
+    let journal = journal(7);
+    let file = journal.dir.path().join("0.jnl");
+    let mut bytes = journal.bytes.clone();
+    let middle = usize::try_from(journal.ends[5]).unwrap() + 40;
+    bytes[middle] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    for attempt in 1..=2 {
+        // The process ends before it has stored a new epoch.
+        let backing = open(journal.dir.path());
+        assert!(backing.recovered().lost.is_some(), "attempt {attempt}");
+    }
+    kill(begin(journal.dir.path()));
+    assert_eq!(open(journal.dir.path()).recovered().lost, None);
+}
