@@ -93,6 +93,9 @@ pub enum ConfigError {
     /// A credential cannot be used.
     #[error(transparent)]
     Credential(#[from] CredentialError),
+    /// No connection would be accepted.
+    #[error("ingest.connections_max is 0; it must be at least 1")]
+    NoConnections,
 }
 
 impl Config {
@@ -110,6 +113,9 @@ impl Config {
             insecure: self.insecure,
         };
         exposure.check()?;
+        if self.connections_max == 0 {
+            return Err(ConfigError::NoConnections);
+        }
         let has_client_ca = self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         for credential in &self.credentials {
             credential.check(has_client_ca)?;

@@ -1,7 +1,7 @@
 //! The dead-letter queue of a source: its topic, and the largest record that the topic of the source accepts.
 
 use crate::error::{Error, Result};
-use event_log::{Cleanup, EventLog, TimestampPolicy, TopicConfig, TopicSpec};
+use event_log::{Cleanup, ErrorAction, EventLog, TimestampPolicy, TopicConfig, TopicSpec};
 
 /// The broker's default of `max.message.bytes`.
 const MESSAGE_BYTES_MAX: i64 = 1_048_588;
@@ -15,8 +15,13 @@ const RETENTION_MS: i64 = 30 * 24 * 3_600_000;
 /// The settings must equal those of the stream runtime, which creates the same topic for the processors that read
 /// `topic`.
 pub(super) fn prepare(log: &dyn EventLog, topic: &str) -> Result<usize> {
-    // Writing a topic does not imply the permission to read its settings. The broker still enforces the limit.
-    let described = log.describe(topic).ok().flatten();
+    let described = match log.describe(topic) {
+        Ok(described) => described,
+        // With a limit that is too low, rows that fit would become dead letters until the source is opened again.
+        Err(error) if error.action() == ErrorAction::Retry => return Err(Error::log("describe the topic")(error)),
+        // Writing a topic does not imply the permission to read its settings. The broker still enforces the limit.
+        Err(_) => None,
+    };
     let limit = described
         .and_then(|info| info.number("max.message.bytes"))
         .unwrap_or(MESSAGE_BYTES_MAX);

@@ -55,9 +55,10 @@ impl<P: Position> Retry<P> {
         self.published = false;
     }
 
-    /// Called when a position was committed.
-    pub(super) fn committed(&mut self, position: &P) {
-        self.published = true;
+    /// Called when a position was committed, with or without records. An announced snapshot has a position but no records,
+    /// so if the slot cannot be created, nothing is published again.
+    pub(super) fn committed(&mut self, position: &P, has_records: bool) {
+        self.published |= has_records;
         if self.failed_at.as_ref().is_none_or(|failed| position.is_beyond(failed)) {
             self.failed_at = None;
             self.snapshots_failed = 0;
@@ -136,13 +137,13 @@ mod tests {
         for _ in 0..30 {
             retry.begin(Some(&At(true, 3)));
             // The records before the failing record are committed again at each attempt.
-            retry.committed(&At(true, 5));
+            retry.committed(&At(true, 5), true);
             delay(retry.failed());
         }
         let long = delay(retry.failed());
         assert!(long > MAX / 3, "{long:?}");
         retry.begin(Some(&At(true, 5)));
-        retry.committed(&At(true, 6));
+        retry.committed(&At(true, 6), true);
         let short = delay(retry.failed());
         assert!(short <= FIRST * 2, "{short:?}");
     }
@@ -153,7 +154,7 @@ mod tests {
         let mut total = Duration::ZERO;
         for n in 1..=SNAPSHOTS_MAX {
             retry.begin(None);
-            retry.committed(&At(false, u64::from(n)));
+            retry.committed(&At(false, u64::from(n)), true);
             match retry.failed() {
                 Next::After(delay) => total += delay,
                 Next::Operator => {
@@ -171,6 +172,8 @@ mod tests {
         let mut retry = Retry::new();
         for _ in 0..3 * SNAPSHOTS_MAX {
             retry.begin(Some(&At(false, 1)));
+            // The announcement of the snapshot.
+            retry.committed(&At(false, 1), false);
             delay(retry.failed());
         }
     }

@@ -402,7 +402,7 @@ impl<S: Source> Pump<'_, '_, S> {
                 }
                 pace.committed(records);
                 stored_at = Instant::now();
-                retry.committed(&position);
+                retry.committed(&position, records > 0);
             }
             if let Some(error) = failed {
                 return Err(error);

@@ -71,12 +71,22 @@ async fn watch(watched: Watched, observations: mpsc::Sender<Observation>) {
     }
 }
 
+/// The catalog queries lock each partition. If a table is locked for long, the server must end the query: a query that
+/// only the client gave up would stay in the queue of the lock and keep its connection, and the next heartbeat would add
+/// another one.
+async fn connect(server: &Server) -> Result<Sql> {
+    let sql = server.connect("trunkline heartbeat").await?;
+    sql.run("set timeouts", "SET statement_timeout = '20s'; SET lock_timeout = '5s'")
+        .await?;
+    Ok(sql)
+}
+
 async fn observe(watched: &Watched, connection: Option<Sql>) -> Result<(Sql, Observation)> {
     let sql = match connection.filter(|sql| !sql.is_closed()) {
         Some(sql) => sql,
-        None => watched.server.connect("trunkline heartbeat").await?,
+        None => connect(&watched.server).await?,
     };
-    let catalog = Catalog::read(&sql, &watched.tables, &watched.publication).await?;
+    let catalog = Catalog::read(&sql, &watched.tables, &watched.publication).await;
     let at = sql
         .value("read the WAL position", "SELECT pg_current_wal_insert_lsn()::text")
         .await?;
@@ -93,8 +103,9 @@ async fn observe(watched: &Watched, connection: Option<Sql>) -> Result<(Sql, Obs
         .first()
         .and_then(|row| row.try_get(1).ok().flatten())
         .and_then(|text| text.parse::<i64>().ok());
+    // Only now, because without heartbeats the slot of an idle database would not advance while a table is locked.
     let observation = Observation {
-        catalog,
+        catalog: catalog?,
         at: at.and_then(|text| text.parse().ok()).unwrap_or(Lsn(u64::MAX)),
         lag_bytes: lag.map(|lag| u64::try_from(lag).unwrap_or_default()),
     };
