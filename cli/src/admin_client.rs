@@ -23,7 +23,8 @@ impl AdminClient {
     /// Creates a client with the token and the CA of the command line.
     pub fn new(target: &Target, timeout: Option<Duration>) -> Result<Self> {
         // reqwest removes the token when it follows a redirect to another host or port.
-        let mut http = reqwest::Client::builder().redirect(redirect::Policy::none());
+        // A proxy of the environment must not receive the token.
+        let mut http = reqwest::Client::builder().redirect(redirect::Policy::none()).no_proxy();
         if let Some(timeout) = timeout {
             http = http.timeout(timeout);
         }
@@ -33,7 +34,12 @@ impl AdminClient {
             let certificates = Certificate::from_pem_bundle(&pem).with_context(cannot)?;
             http = http.tls_certs_merge(certificates);
         }
-        let token = match (&target.admin_token, &target.admin_token_file) {
+        // A variable that is set but empty means that there is no token.
+        let given = target
+            .admin_token
+            .as_ref()
+            .filter(|token| !token.expose().trim().is_empty());
+        let token = match (given, &target.admin_token_file) {
             (Some(token), _) => Some(token.clone()),
             (None, Some(file)) => Some(token_in(file)?),
             (None, None) => None,
@@ -42,6 +48,11 @@ impl AdminClient {
             http: http.build()?,
             token,
         })
+    }
+
+    /// Whether requests carry a token.
+    pub fn has_token(&self) -> bool {
+        self.token.is_some()
     }
 
     /// Sends a `GET`, and follows redirects with the token, but never from TLS to a plain connection.

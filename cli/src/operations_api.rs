@@ -204,14 +204,25 @@ pub struct Operations {
 }
 
 impl Operations {
-    /// Executes a request on the calling thread. `respond` returns false to stop.
-    pub fn execute(&self, request: Request, respond: &mut dyn FnMut(Response) -> bool) {
-        if let Err(error) = self.try_execute(request, respond) {
+    /// Executes a request on the calling thread. It stops when `respond` returns false, or while it waits for records when
+    /// `is_abandoned` returns true.
+    pub fn execute(
+        &self,
+        request: Request,
+        is_abandoned: &dyn Fn() -> bool,
+        respond: &mut dyn FnMut(Response) -> bool,
+    ) {
+        if let Err(error) = self.try_execute(request, is_abandoned, respond) {
             respond(Response::Error(service::chain(&error)));
         }
     }
 
-    fn try_execute(&self, request: Request, respond: &mut dyn FnMut(Response) -> bool) -> operations::Result<()> {
+    fn try_execute(
+        &self,
+        request: Request,
+        is_abandoned: &dyn Fn() -> bool,
+        respond: &mut dyn FnMut(Response) -> bool,
+    ) -> operations::Result<()> {
         let log = self.log.as_ref();
         match request {
             Request::Log => respond(item(&LogState::of(log))),
@@ -223,7 +234,8 @@ impl Operations {
             Request::Tail(tail) => {
                 let stopped = std::cell::Cell::new(false);
                 let mut decoder = Decoder::new(self.fetch.clone());
-                topics::tail(log, &tail_of(tail), &mut decoder, &|| stopped.get(), &mut |record| {
+                let stop = || stopped.get() || is_abandoned();
+                topics::tail(log, &tail_of(tail), &mut decoder, &stop, &mut |record| {
                     stopped.set(!respond(item(&record)));
                     !stopped.get()
                 })?;
@@ -346,7 +358,11 @@ async fn handle(
     }
     let (sender, receiver) = mpsc::channel::<Response>(64);
     tokio::task::spawn_blocking(move || {
-        operations.execute(request, &mut |response| sender.blocking_send(response).is_ok());
+        // A follower of a quiet topic sends nothing, so it also has to look whether its client is still there.
+        let is_abandoned = || sender.is_closed();
+        operations.execute(request, &is_abandoned, &mut |response| {
+            sender.blocking_send(response).is_ok()
+        });
     });
     let lines = ReceiverStream::new(receiver).map(|response| {
         let mut line = serde_json::to_vec(&response).unwrap_or_default();

@@ -238,7 +238,16 @@ impl Processes {
             StateCommand::List => None,
         };
         let (mut urls, mut others) = (Vec::new(), Vec::new());
-        for topic in members_topics(&*log, processor)? {
+        let topics = members_topics(&*log, processor)?;
+        // A process with write access to a members topic chooses the address that receives the token.
+        if client.has_token() && topics.len() > 1 {
+            bail!(
+                "{} topologies have processes on this Kafka, and each would receive the admin token; name a processor, or a \
+                 process with --admin URL",
+                topics.len()
+            );
+        }
+        for topic in topics {
             for ((application, _), url) in streams::members::addresses(&*log, &topic, None)? {
                 if processor.is_none_or(|only| only == application) {
                     urls.push(url);

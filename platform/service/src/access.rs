@@ -85,7 +85,8 @@ pub struct Caller {
 /// The valid tokens.
 pub struct Tokens {
     configured: Vec<TokenConfig>,
-    current: ArcSwap<Vec<Entry>>,
+    /// The tokens of each configured entry, in the same order.
+    current: ArcSwap<Vec<Vec<Entry>>>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -108,20 +109,25 @@ impl Tokens {
         Ok(tokens)
     }
 
-    /// Reads the files again. Returns whether the valid tokens changed; on an error they do not.
+    /// Reads the files again. Returns whether the valid tokens changed. A file that cannot be used keeps its previous
+    /// tokens. The other files are still read, so that it does not delay the removal of a token in one of them.
     ///
     /// # Errors
     /// The first token that cannot be used.
     pub fn reload(&self) -> Result<bool, TokenError> {
-        let mut entries = Vec::new();
-        for config in &self.configured {
-            entries.extend(config.entries()?);
+        let before = self.current.load_full();
+        let (mut entries, mut failure) = (Vec::with_capacity(self.configured.len()), None);
+        for (at, config) in self.configured.iter().enumerate() {
+            entries.push(config.entries().unwrap_or_else(|error| {
+                failure.get_or_insert(error);
+                before.get(at).cloned().unwrap_or_default()
+            }));
         }
-        let changed = **self.current.load() != entries;
+        let changed = *before != entries;
         if changed {
             self.current.store(Arc::new(entries));
         }
-        Ok(changed)
+        failure.map_or(Ok(changed), Err)
     }
 
     /// Whether any token is configured.
@@ -141,7 +147,11 @@ impl Tokens {
         let entries = self.current.load();
         let is_same = |entry: &&Entry| constant_time::verify_slices_are_equal(&entry.digest, digest.as_ref()).is_ok();
         // `find` is not used, because it ends at the first match. If a token has two roles, the greater one applies.
-        let found = entries.iter().filter(is_same).max_by_key(|entry| entry.caller.role);
+        let found = entries
+            .iter()
+            .flatten()
+            .filter(is_same)
+            .max_by_key(|entry| entry.caller.role);
         found.map(|entry| entry.caller.clone())
     }
 }
@@ -272,5 +282,29 @@ mod tests {
         write("new-token-0123456789\n");
         assert!(tokens.reload().unwrap());
         assert_eq!(valid(), [false, true]);
+    }
+
+    #[test]
+    fn unusable_file_does_not_delay_the_removal_of_another_token() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ["a", "b"].map(|name| dir.path().join(name));
+        let configs = files.clone().map(|file| TokenConfig {
+            name: "console".to_owned(),
+            role: Role::Operator,
+            token: None,
+            file: Some(file),
+        });
+        std::fs::write(&files[0], "first-token-0123456789").unwrap();
+        std::fs::write(&files[1], "leaked-token-0123456789").unwrap();
+        let tokens = Tokens::load(&configs).unwrap();
+        std::fs::remove_file(&files[0]).unwrap();
+        std::fs::write(&files[1], "second-token-0123456789").unwrap();
+        assert!(tokens.reload().is_err());
+        let valid = [
+            "first-token-0123456789",
+            "leaked-token-0123456789",
+            "second-token-0123456789",
+        ];
+        assert_eq!(valid.map(|token| tokens.find(token).is_some()), [true, false, true]);
     }
 }
