@@ -1,9 +1,9 @@
 //! Declarative processors: aggregates and joins that a topology declares, without code.
 //!
 //! Each is one application. An input whose key is the key of the group or pair is read directly. Any other input is
-//! first repartitioned through a topic of the application. A record is processed as follows: [`reader`] parses it,
+//! first repartitioned through a topic of the application. A record is processed as follows: `reader` parses it,
 //! `shape` evaluates the declared expressions, `table_rows` contains what the same row contributed before, and a
-//! [`sink::Sink`] applies the difference: `repartition`, `aggregate` or `join` (docs/reference/formats.md, "Declarative
+//! `sink::Sink` applies the difference: `repartition`, `aggregate` or `join` (docs/reference/formats.md, "Declarative
 //! processors").
 
 mod delta;

@@ -2,7 +2,7 @@
 //!
 //! The nth delay lies between half and the whole of `min(cap, base · 2ⁿ)`: clients that failed together do not retry
 //! together, and no retry is immediate. The same seed gives the same delays. A drain interrupts every pause. The caller
-//! limits the number of attempts. [`crate::retry`] repeats an operation with these delays.
+//! limits the number of attempts. `crate::retry` repeats an operation with these delays.
 
 use crate::Drain;
 use std::hash::{BuildHasher, RandomState};

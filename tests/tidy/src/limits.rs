@@ -10,7 +10,7 @@ use syn::visit::{self, Visit};
 pub const FILE_LINES_MAX: usize = 600;
 /// Maximum number of parameters of a function, including `self`.
 pub const PARAMETERS_MAX: usize = 5;
-/// Maximum number of fields of a struct in [`FIELDS_CHECKED`].
+/// Maximum number of fields of a struct in `FIELDS_CHECKED`.
 pub const FIELDS_MAX: usize = 12;
 /// Maximum number of files with inherent `impl` blocks of a type, or functions that take `&mut` of it.
 pub const IMPL_FILES_MAX: usize = 3;

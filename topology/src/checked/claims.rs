@@ -13,7 +13,7 @@ pub const BUCKETS_MAX: usize = 1000;
 /// A membership: token claims that grant access to buckets.
 #[derive(Debug, Clone)]
 pub struct Membership {
-    /// Bucket: index into [`Topology::buckets`].
+    /// Bucket: index into `Topology::buckets`.
     pub bucket: usize,
     /// Template of the bucket name; parameters are claims.
     pub template: Template,

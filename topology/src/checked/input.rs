@@ -5,14 +5,14 @@
 pub enum Input {
     /// A table.
     Table {
-        /// Index into [`Topology::sources`].
+        /// Index into `Topology::sources`.
         source: usize,
-        /// Index into [`Source::tables`].
+        /// Index into `Source::tables`.
         table: usize,
     },
-    /// An event type: index into [`Topology::events`]. The view contains the newest event of each key.
+    /// An event type: index into `Topology::events`. The view contains the newest event of each key.
     Event(usize),
-    /// The output of a declarative processor: index into [`Topology::processors`].
+    /// The output of a declarative processor: index into `Topology::processors`.
     Processor(usize),
 }
 

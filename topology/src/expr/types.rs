@@ -29,7 +29,7 @@ pub enum Type {
     Null,
 }
 
-/// How a value of a type is stored in a [`Datum`].
+/// How a value of a type is stored in a `Datum`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// The value as it is in the datum.

@@ -12,7 +12,7 @@ use state_store::{Batch, Store};
 /// Version of the layout.
 const FORMAT: u8 = 3;
 
-/// Names of the keyspaces, in the order of [`space`].
+/// Names of the keyspaces, in the order of `space`.
 pub const SPACES: [&str; 6] = ["meta", "rows", "index", "buckets", "pending", "tombstones"];
 
 /// Ids of the keyspaces, in the order of [`SPACES`].

@@ -61,7 +61,7 @@ impl CommitRecord {
     /// Decodes the changelog value of a commit record.
     ///
     /// # Errors
-    /// As [`body`]; [`FormatError::CommitRecord`] if the JSON is not valid.
+    /// As `body`; [`FormatError::CommitRecord`] if the JSON is not valid.
     pub fn read(value: &[u8]) -> Result<CommitRecord, FormatError> {
         serde_json::from_slice(body(value)?).map_err(|source| FormatError::CommitRecord { source })
     }
