@@ -99,15 +99,9 @@ fn is_allowed(users: &[String], headers: &HeaderMap) -> bool {
     let Some((scheme, given)) = value.and_then(|value| value.split_once(' ')) else {
         return false;
     };
-    // Compare with all users in constant time, so that the duration reveals neither names nor passwords.
-    let same = |user: &String| {
-        let differences = user
-            .bytes()
-            .zip(given.trim().bytes())
-            .fold(0, |all, (a, b)| all | (a ^ b));
-        user.len() == given.trim().len() && differences == 0
-    };
-    scheme.eq_ignore_ascii_case("basic") && users.iter().filter(|user| same(user)).count() > 0
+    // Compare with all users, so that the duration does not reveal which of them exists.
+    let same = |user: &&String| service::access::equal_in_constant_time(user, given.trim());
+    scheme.eq_ignore_ascii_case("basic") && users.iter().filter(same).count() > 0
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
+use service::access::equal_in_constant_time;
 use service::listener::Peer;
 use service::problem::{TOKEN_INVALID, TOKEN_MISSING};
 use service::{Secret, http};
@@ -102,11 +103,6 @@ fn reject(has_token: bool) -> Response {
     let challenge = HeaderValue::from_static(challenge);
     response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     response
-}
-
-/// Compares secrets in constant time, so that the duration does not reveal the position of a difference.
-fn equal_in_constant_time(a: &str, b: &str) -> bool {
-    a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |diff, (x, y)| diff | (x ^ y)) == 0
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use event_log::{Cleanup, ErrorAction, EventLog, TimestampPolicy, TopicConfig, TopicSpec};
+use topology::Names;
 
 /// The broker's default of `max.message.bytes`.
 const MESSAGE_BYTES_MAX: i64 = 1_048_588;
@@ -31,7 +32,7 @@ pub(super) fn prepare(log: &dyn EventLog, topic: &str) -> Result<usize> {
     config.timestamps = TimestampPolicy::LogAppendTime;
     config.max_message_bytes = Some(limit.saturating_add(HEADER_BYTES).min(i64::from(i32::MAX)));
     let spec = TopicSpec {
-        name: format!("{topic}.dlq"),
+        name: Names::dead_letters(topic),
         partitions: 1,
         replication: None,
         config,

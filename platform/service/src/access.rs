@@ -82,6 +82,11 @@ pub struct Caller {
     pub role: Role,
 }
 
+/// Compares texts in constant time, so that the duration does not reveal the position of a difference between secrets.
+pub fn equal_in_constant_time(a: &str, b: &str) -> bool {
+    constant_time::verify_slices_are_equal(a.as_bytes(), b.as_bytes()).is_ok()
+}
+
 /// The valid tokens.
 pub struct Tokens {
     configured: Vec<TokenConfig>,
@@ -239,6 +244,14 @@ mod tests {
         }
         let both = [config(TOKEN, Role::Viewer), config(DIGEST, Role::Operator)];
         assert_eq!(Tokens::load(&both).unwrap().find(TOKEN).unwrap().role, Role::Operator);
+    }
+
+    #[test]
+    fn equal_texts_have_the_same_bytes_and_length() {
+        assert!(equal_in_constant_time("secret", "secret") && equal_in_constant_time("", ""));
+        for other in ["", "secre", "secrets", "Secret", "secreT"] {
+            assert!(!equal_in_constant_time("secret", other), "{other}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use event_log::{Header, OutBatch, OutRecord};
 use schemas::headers::{self, Tx, errors};
 use schemas::key::KeyWriter;
 use std::sync::Arc;
+use topology::Names;
 
 /// Bytes reserved for headers and for the overhead of a record and its batch.
 const OVERHEAD_BYTES: usize = 1_024;
@@ -77,7 +78,7 @@ impl Emitter {
     pub(super) fn new(connector: Arc<str>, topic: Arc<str>, limit_bytes: usize) -> Self {
         Emitter {
             connector,
-            dead_letter_topic: format!("{topic}.dlq").into(),
+            dead_letter_topic: Names::dead_letters(&topic).into(),
             topic,
             limit_bytes,
             header: Vec::new(),

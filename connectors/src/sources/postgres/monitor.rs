@@ -103,7 +103,8 @@ async fn observe(watched: &Watched, connection: Option<Sql>) -> Result<(Sql, Obs
         .first()
         .and_then(|row| row.try_get(1).ok().flatten())
         .and_then(|text| text.parse::<i64>().ok());
-    // Only now, because without heartbeats the slot of an idle database would not advance while a table is locked.
+    // A failed catalog query is returned after the heartbeat was written: without heartbeats, the slot of an idle database
+    // would not advance while a table is locked.
     let observation = Observation {
         catalog: catalog?,
         at: at.and_then(|text| text.parse().ok()).unwrap_or(Lsn(u64::MAX)),
