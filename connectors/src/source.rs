@@ -15,7 +15,7 @@ pub use positions::positions_spec;
 pub(crate) use register::register;
 pub use run::{Context, OnMismatch, run};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::status::TableReport;
 use event_log::OutBatch;
 use std::fmt;
@@ -122,6 +122,16 @@ pub enum Boundary {
     Full,
 }
 
+/// A request of an operator to an open source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Take a new snapshot of these tables while the other changes continue to be published.
+    Snapshot {
+        /// Names of the tables, as declared in the topology.
+        tables: Vec<String>,
+    },
+}
+
 /// What a source reports besides its records.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -152,7 +162,7 @@ pub trait Source {
     /// of the largest record that the source's topic accepts, or `usize::MAX` if the source writes no dead letters.
     ///
     /// # Errors
-    /// [`crate::Error::NeedsResync`] if continuing from that position could lose changes.
+    /// [`Error::NeedsResync`] if continuing from that position could lose changes.
     async fn open(&mut self, position: Option<Self::Position>, record_bytes_max: usize) -> Result<()>;
 
     /// Appends the next records to the batch. Not cancel safe: after the future is dropped before it completes, the
@@ -169,6 +179,21 @@ pub trait Source {
     /// Returns the first position of the source epoch after `epoch`, which reads everything again; `None` if the source
     /// cannot do that. `stored` is the stored position, if it can be read.
     fn restart_position(&self, stored: Option<&Self::Position>, epoch: u32) -> Option<Self::Position>;
+
+    /// Accepts a request. It is durable once the next position that the source returns is committed.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] if the source cannot do this.
+    fn request(&mut self, request: &Request) -> Result<()> {
+        let Request::Snapshot { tables } = request;
+        Err(Error::Rejected {
+            reason: format!(
+                "cannot take a snapshot of {}: this kind of source has no snapshots",
+                tables.join(", ")
+            ),
+            fix: String::from("post the rows again"),
+        })
+    }
 
     /// Progress for reports and metrics.
     fn progress(&self) -> Progress {
