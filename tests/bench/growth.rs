@@ -62,9 +62,19 @@ struct Task {
     phase: Phase,
 }
 
-/// `growth [MILLION ROWS ...]`.
+/// `growth [ROLE] [MILLION ROWS ...]`.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let (roles, words) = match words.split_first() {
+        Some((first, rest)) => match [Role::SyncViews, Role::Edge]
+            .into_iter()
+            .find(|role| role.name() == *first)
+        {
+            Some(role) => (vec![role], rest.to_vec()),
+            None => (vec![Role::SyncViews, Role::Edge], words),
+        },
+        None => (vec![Role::SyncViews, Role::Edge], words),
+    };
     let sizes = if words.is_empty() {
         SIZES.as_slice()
     } else {
@@ -78,7 +88,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
          required: at most 1.5 times the cost at the first size, peak resident memory at most 300 MB"
     );
     println!("role       files         rows    state  µs/row  CPU µs  ratio  CPU ratio  B read  B written  peak MB");
-    for role in [Role::SyncViews, Role::Edge] {
+    for role in roles {
         let mut first: [Option<Figures>; 2] = [None, None];
         for rows in &sizes {
             let dir = tempfile::Builder::new().prefix("trunkline-growth-").tempdir()?;

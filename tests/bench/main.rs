@@ -30,7 +30,7 @@ const USAGE: &str = "usage: bench NAME [ARGUMENTS]
       join and count on three brokers while processes and brokers are killed; lost, duplicate and phantom records
   edge [embedded|kafka] [ROWS]
       apply, idle polls and long polls; the edge and its devices share this process
-  growth [MILLION ROWS ...]
+  growth [sync-views|edge] [MILLION ROWS ...]
       cost of a random row update in sync-views and in the edge at 1, 5 and 20 million rows;
       needs up to 10 GB in the directory for temporary files
   line [THOUSAND ROWS|latency]
