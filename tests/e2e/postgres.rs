@@ -1,6 +1,7 @@
 //! Tests of the PostgreSQL source with a real server: they execute SQL and check records and states. Each test has its
 //! own database, and drops the database and the slot when it ends.
 
+mod catalog_changes;
 mod changes;
 pub mod fault_injection;
 mod harness;

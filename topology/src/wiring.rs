@@ -47,6 +47,10 @@ pub enum TopicKind {
     DeadLetter,
 }
 
+/// `max.message.bytes` of the positions topic. The static record of a source with 2,000 tables of 30 columns has about
+/// 8 MiB.
+pub const POSITION_BYTES_MAX: i64 = 16 << 20;
+
 /// A topic and its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topic {
@@ -68,6 +72,8 @@ pub struct Topic {
     pub min_compaction_lag_ms: Option<i64>,
     /// `delete.retention.ms`.
     pub delete_retention_ms: Option<i64>,
+    /// `max.message.bytes`.
+    pub max_message_bytes: Option<i64>,
 }
 
 impl Topic {
@@ -92,6 +98,7 @@ impl Topic {
             retention_bytes: None,
             min_compaction_lag_ms: None,
             delete_retention_ms: None,
+            max_message_bytes: None,
         }
     }
 
@@ -359,7 +366,10 @@ fn topics(topology: &Topology, processors: &[Processor]) -> Vec<Topic> {
     }
     processor_topics(topology, &mut topics);
     if !topology.sources.is_empty() {
-        topics.push(Topic::compacted(names.positions(), TopicKind::Positions, 1));
+        topics.push(Topic {
+            max_message_bytes: Some(POSITION_BYTES_MAX),
+            ..Topic::compacted(names.positions(), TopicKind::Positions, 1)
+        });
     }
     if !processors.is_empty() {
         topics.push(Topic::compacted(names.members(), TopicKind::Members, 1));

@@ -45,6 +45,7 @@ fn spec(topic: &Topic, replication: Option<i32>) -> TopicSpec {
     config.retention_bytes = topic.retention_bytes;
     config.min_compaction_lag_ms = topic.min_compaction_lag_ms;
     config.delete_retention_ms = topic.delete_retention_ms;
+    config.max_message_bytes = topic.max_message_bytes;
     TopicSpec {
         name: topic.name.clone(),
         partitions: topic.partitions,

@@ -17,6 +17,7 @@ use schemas::key::Key;
 use service::SharedClock;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use topology::wiring::POSITION_BYTES_MAX;
 
 /// Longer than a connector's transaction can stay open: its timeout of 10 s plus the coordinator's scan interval of 10 s.
 /// A transaction that is still open after this time was forgotten by its broker.
@@ -29,11 +30,13 @@ const READ_BYTES: usize = 1 << 20;
 
 /// Specification of the topic: one partition, compacted.
 pub fn positions_spec(topic: &str) -> TopicSpec {
+    let mut config = TopicConfig::new(Cleanup::Compact);
+    config.max_message_bytes = Some(POSITION_BYTES_MAX);
     TopicSpec {
         name: topic.to_owned(),
         partitions: 1,
         replication: None,
-        config: TopicConfig::new(Cleanup::Compact),
+        config,
     }
 }
 

@@ -57,8 +57,13 @@ fn declared_key_replaces_missing_primary_key() {
     let connector = setting.start(&database);
     let failed = connector.wait_for(State::Failed);
     assert!(failed.fix.unwrap().contains("REPLICA IDENTITY FULL"));
-    // The connector recovers after the statement has been run.
-    database.sql("ALTER TABLE keyless REPLICA IDENTITY FULL");
+    let cause = failed.cause.unwrap();
+    assert!(
+        cause.contains("no unique index of table keyless covers its declared key (id)"),
+        "{cause}"
+    );
+    // The connector recovers after the statements have been run.
+    database.sql("CREATE UNIQUE INDEX ON keyless (id); ALTER TABLE keyless REPLICA IDENTITY FULL");
     let mut topic = setting.topic();
     topic.lines(2);
     connector.wait_for(State::Running);

@@ -9,27 +9,27 @@ use topology::Names;
 
 const ORDERS: &str = "orders(id int8, note text?)";
 const OTHER: &str = "other(id int8)";
-const TABLES: &str =
+pub const TABLES: &str =
     "CREATE TABLE orders (id bigint PRIMARY KEY, note text); INSERT INTO orders VALUES (1, 'one'), (2, 'two');
     CREATE TABLE other (id bigint PRIMARY KEY)";
 const MISSING: &str = r#"["~missing","orders"]"#;
 
 /// A database with tables `orders` and `other`, and a running connector of both.
-struct Running {
-    database: Database,
-    setting: Setting,
+pub struct Running {
+    pub database: Database,
+    pub setting: Setting,
     connector: Option<Connector>,
-    topic: Topic,
+    pub topic: Topic,
     others: u32,
 }
 
 impl Running {
-    fn new(sql: &str) -> Self {
+    pub fn new(sql: &str) -> Self {
         Self::with(ORDERS, sql)
     }
 
     /// Starts the connector with this declaration of `orders`.
-    fn with(orders: &str, sql: &str) -> Self {
+    pub fn with(orders: &str, sql: &str) -> Self {
         let database = Database::new();
         database.sql(sql);
         let setting = Setting {
@@ -52,18 +52,18 @@ impl Running {
         self.connector.as_ref().unwrap()
     }
 
-    fn table(&self, name: &str) -> TableReport {
+    pub fn table(&self, name: &str) -> TableReport {
         let report = self.connector().handle.report();
         report.tables.iter().find(|t| t.table == name).unwrap().clone()
     }
 
-    fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.stop();
         self.connector = Some(self.setting.start(&self.database));
         self.connector().wait_for(State::Running);
     }
 
-    fn stop(&mut self) {
+    pub fn stop(&mut self) {
         if let Some(connector) = self.connector.take() {
             connector.stop().unwrap();
         }
@@ -71,7 +71,7 @@ impl Running {
 
     /// Waits until `orders` needs a snapshot for this reason and readers are informed, and checks that `other` is still
     /// published.
-    fn needs_snapshot(&mut self, cause: &str) {
+    pub fn needs_snapshot(&mut self, cause: &str) {
         wait_for("the table to need a snapshot", LIMIT, || {
             (self.table("orders").state == TableState::NeedsSnapshot).then_some(())
         });
@@ -88,7 +88,7 @@ impl Running {
         assert_eq!(self.table("other").state, TableState::Running);
     }
 
-    fn others_continue(&mut self) {
+    pub fn others_continue(&mut self) {
         self.others += 1;
         self.database
             .sql(&format!("INSERT INTO other VALUES ({})", self.others));
@@ -98,7 +98,7 @@ impl Running {
     }
 
     /// Waits until the monitor has read the current catalog, and checks that `orders` is still published.
-    fn still_runs(&mut self) {
+    pub fn still_runs(&mut self) {
         let beat = "SELECT max(query_start) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'
              AND application_name = 'trunkline heartbeat' AND query LIKE '%emit_message%'";
         for _ in 0..2 {
@@ -115,7 +115,7 @@ impl Running {
     }
 
     /// Checks that a resync without an operator makes the topic equal to the tables.
-    fn is_repaired(&mut self) {
+    pub fn is_repaired(&mut self) {
         self.stop();
         let setting = Setting {
             on_mismatch: OnMismatch::Resync,
@@ -171,7 +171,7 @@ fn table_replaced_while_the_connector_is_stopped_needs_a_snapshot() {
 }
 
 /// Name of the case, statements, and expected cause.
-type Case = (&'static str, &'static str, &'static str);
+pub type Case = (&'static str, &'static str, &'static str);
 
 #[test]
 fn changes_that_make_rows_wrong_need_a_snapshot() {
@@ -238,7 +238,7 @@ fn replica_identity_that_no_longer_covers_the_key_stops_the_table_before_the_fir
     let sql = format!("{TABLES}; ALTER TABLE orders REPLICA IDENTITY FULL");
     let mut running = Running::with(
         "orders(id int8, note text) key note",
-        &sql.replace("note text", "note text NOT NULL"),
+        &sql.replace("note text", "note text NOT NULL UNIQUE"),
     );
     running.database.each(&[
         "ALTER TABLE orders REPLICA IDENTITY DEFAULT",
@@ -273,7 +273,9 @@ fn harmless_changes_do_not_stop_a_table() {
         "ALTER TABLE orders ADD COLUMN extra int DEFAULT 1",
         "ALTER TABLE orders DROP COLUMN extra",
         "ALTER TABLE orders REPLICA IDENTITY FULL",
-        "ALTER TABLE orders ALTER COLUMN note TYPE varchar(100)",
+        "ALTER TABLE orders ALTER COLUMN note TYPE varchar",
+        "VACUUM FULL orders",
+        "ALTER TABLE orders ALTER COLUMN note SET NOT NULL",
     ] {
         running.database.sql(sql);
         running.database.sql("UPDATE orders SET note = 'changed' WHERE id = 1");
@@ -286,7 +288,7 @@ fn harmless_changes_do_not_stop_a_table() {
     assert!(!rows.contains_key(r#"["orders","2"]"#));
 }
 
-const PARTITIONED: &str = "CREATE TABLE orders (id bigint PRIMARY KEY, note text) PARTITION BY RANGE (id);
+pub const PARTITIONED: &str = "CREATE TABLE orders (id bigint PRIMARY KEY, note text) PARTITION BY RANGE (id);
     CREATE TABLE orders_0 PARTITION OF orders FOR VALUES FROM (0) TO (100);
     CREATE TABLE orders_1 PARTITION OF orders FOR VALUES FROM (100) TO (200);
     INSERT INTO orders VALUES (1, 'one'), (101, 'two'); CREATE TABLE other (id bigint PRIMARY KEY)";

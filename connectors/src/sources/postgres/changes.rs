@@ -506,7 +506,7 @@ impl Changes {
         if let Some(record) = self.position.source.table(name).filter(|r| !r.partitions.is_empty()) {
             // The truncation gave the partitions new file nodes, which the next comparison with the catalog records.
             let mut record = record.clone();
-            record.partitions.values_mut().for_each(|file_node| *file_node = 0);
+            record.partitions.values_mut().for_each(|p| p.file_node = 0);
             self.set_record(name, record);
         }
     }

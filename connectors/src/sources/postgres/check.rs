@@ -34,6 +34,19 @@ pub struct Checked {
 pub(super) struct Problem {
     pub(super) what: String,
     pub(super) fix: String,
+    /// Whether the table is published nevertheless once it has been published: the values that the declaration does not
+    /// allow are dead letters.
+    pub(super) is_tolerable: bool,
+}
+
+impl Problem {
+    pub(super) fn new(what: String, fix: String) -> Self {
+        Problem {
+            what,
+            fix,
+            is_tolerable: false,
+        }
+    }
 }
 
 /// Oldest supported version. Older servers do not support the options that the replication stream needs.
@@ -85,41 +98,54 @@ pub(super) async fn check_server(sql: &Sql, server: &Server) -> Result<()> {
     Ok(())
 }
 
+/// Who reads a table, and by which publication.
+#[derive(Clone, Copy)]
+pub(super) struct Reading<'r> {
+    pub(super) user: &'r str,
+    pub(super) publication: &'r str,
+    /// Whether the table has never been published. It must then match its declaration completely.
+    pub(super) is_first: bool,
+}
+
 /// Checks one declared table: its columns, its key, and settings that would make the snapshot or the stream incomplete.
 pub(super) fn check(
     table: &Declared,
     catalog: &Catalog,
-    server: &Server,
-    publication: &str,
+    reading: Reading<'_>,
 ) -> std::result::Result<Checked, Unsuitable> {
     let unsuitable = |problems| Unsuitable {
         name: table.name.clone(),
         problems,
     };
     let Some(found) = catalog.table(&table.name) else {
-        return Err(unsuitable(vec![Problem {
-            what: format!("table {} does not exist", table.name),
-            fix: format!(
-                "create it, or remove [[table]] name = \"{}\" from the topology",
-                table.name
-            ),
-        }]));
+        return Err(unsuitable(vec![missing(table, catalog)]));
     };
-    let checked = check_table(table, found, server.user());
-    let published = catalog
-        .publication
-        .as_ref()
-        .and_then(|p| check_published(publication, p, table, found));
-    match (checked, published) {
-        (Ok(key), None) => Ok(Checked {
+    let (key, mut problems) = check_table(table, found, reading.user);
+    if let Some(publication) = &catalog.publication {
+        problems.extend(check_published(reading, publication, table, found));
+    }
+    problems.retain(|problem| reading.is_first || !problem.is_tolerable);
+    if problems.is_empty() {
+        Ok(Checked {
             declared: table.clone(),
             key,
-        }),
-        (Ok(_), Some(problem)) => Err(unsuitable(vec![problem])),
-        (Err(mut problems), problem) => {
-            problems.extend(problem);
-            Err(unsuitable(problems))
-        }
+        })
+    } else {
+        Err(unsuitable(problems))
+    }
+}
+
+fn missing(table: &Declared, catalog: &Catalog) -> Problem {
+    let name = &table.name;
+    match catalog.other_kind(name) {
+        Some(kind) => Problem::new(
+            format!("{name} is a {kind}, and PostgreSQL only replicates tables"),
+            format!("declare the tables that it reads instead of [[table]] name = \"{name}\""),
+        ),
+        None => Problem::new(
+            format!("table {name} does not exist"),
+            format!("create it, or remove [[table]] name = \"{name}\" from the topology"),
+        ),
     }
 }
 
@@ -141,19 +167,19 @@ pub(super) fn quoted(name: &TableName) -> String {
     format!("{}.{}", identifier(name.schema()), identifier(name.table()))
 }
 
-/// Checks one table; returns its key as indices of declared columns.
-fn check_table(declared: &Declared, actual: &Table, user: &str) -> std::result::Result<Vec<usize>, Vec<Problem>> {
+/// Checks one table; returns its key as indices of declared columns, which is complete if there is no problem.
+fn check_table(declared: &Declared, actual: &Table, user: &str) -> (Vec<usize>, Vec<Problem>) {
     let mut problems = Vec::new();
     let table = quoted(&declared.name);
     if !actual.readable {
-        problems.push(Problem {
-            what: format!("user {user} has no permission to read table {}", declared.name),
-            fix: format!(
+        problems.push(Problem::new(
+            format!("user {user} has no permission to read table {}", declared.name),
+            format!(
                 "GRANT USAGE ON SCHEMA {} TO {user}; GRANT SELECT ON {table} TO {user}",
                 identifier(&actual.schema),
                 user = identifier(user)
             ),
-        });
+        ));
     }
     problems.extend(check_reading(declared, actual, user));
     for column in &declared.columns {
@@ -161,37 +187,55 @@ fn check_table(declared: &Declared, actual: &Table, user: &str) -> std::result::
     }
     let key = declared.key.as_ref().unwrap_or(&actual.primary_key);
     if key.is_empty() {
-        problems.push(Problem {
-            what: format!("table {} has no primary key and no declared key", declared.name),
-            fix: format!(
-                "ALTER TABLE {table} ADD PRIMARY KEY (…); or declare key = [\"…\"] in the topology and \
-                 ALTER TABLE {table} REPLICA IDENTITY FULL"
+        problems.push(Problem::new(
+            format!("table {} has no primary key and no declared key", declared.name),
+            format!(
+                "ALTER TABLE {table} ADD PRIMARY KEY (…); or declare key = [\"…\"] in the topology, CREATE UNIQUE INDEX on \
+                 these columns, and ALTER TABLE {table} REPLICA IDENTITY FULL"
             ),
-        });
-        return Err(problems);
+        ));
+        return (Vec::new(), problems);
     }
     let mut indices = Vec::with_capacity(key.len());
     for name in key {
         match declared.columns.iter().position(|c| c.name == *name) {
             Some(index) => indices.push(index),
-            None => problems.push(Problem {
-                what: format!(
-                    "key column {name} of table {} is missing in the declared columns",
-                    declared.name
-                ),
-                fix: format!(
-                    "add {name} to the columns of [[table]] {} in the topology",
-                    declared.name
-                ),
-            }),
+            None => problems.push(undeclared_key(declared, actual, name)),
         }
     }
-    problems.extend(check_identity(declared, actual, key));
-    if problems.is_empty() {
-        Ok(indices)
-    } else {
-        Err(problems)
+    if declared.key.is_some() && !actual.is_unique(key) {
+        let columns = key.iter().map(|name| identifier(name)).collect::<Vec<_>>().join(", ");
+        problems.push(Problem::new(
+            not_unique(&declared.name, key),
+            format!("CREATE UNIQUE INDEX ON {table} ({columns}), or declare another key"),
+        ));
     }
+    problems.extend(check_identity(declared, actual, key));
+    (indices, problems)
+}
+
+fn undeclared_key(declared: &Declared, actual: &Table, name: &str) -> Problem {
+    let table = &declared.name;
+    if actual.column(name).is_some_and(|column| column.generated) {
+        return Problem::new(
+            format!(
+                "key column {name} of table {table} is generated, and PostgreSQL does not replicate generated columns"
+            ),
+            format!("declare key = [\"…\"] in [[table]] {table} with columns that are not generated"),
+        );
+    }
+    Problem::new(
+        format!("key column {name} of table {table} is missing in the declared columns"),
+        format!("add {name} to the columns of [[table]] {table} in the topology"),
+    )
+}
+
+/// The problem of a declared key by which different rows would be the same row.
+pub(super) fn not_unique(table: &TableName, key: &[String]) -> String {
+    format!(
+        "no unique index of table {table} covers its declared key ({}), so different rows could have the same key",
+        key.join(", ")
+    )
 }
 
 /// Checks that deletes and key changes identify their row.
@@ -220,32 +264,41 @@ fn check_identity(declared: &Declared, actual: &Table, key: &[String]) -> Option
             missing.join(", ")
         )
     };
-    Some(Problem { what, fix })
+    Some(Problem::new(what, fix))
 }
 
 /// Checks that the snapshot and the stream contain the same rows.
 fn check_reading(declared: &Declared, actual: &Table, user: &str) -> Vec<Problem> {
     let mut problems = Vec::new();
     if actual.row_security {
-        problems.push(Problem {
-            what: format!(
+        problems.push(Problem::new(
+            format!(
                 "row-level security of table {} applies to user {user}, so a snapshot would lack rows",
                 declared.name
             ),
-            fix: format!("ALTER ROLE {} BYPASSRLS", identifier(user)),
-        });
+            format!("ALTER ROLE {} BYPASSRLS", identifier(user)),
+        ));
     }
     if actual.has_children {
-        problems.push(Problem {
-            what: format!(
+        problems.push(Problem::new(
+            format!(
                 "other tables inherit from table {}, and the publication does not publish their changes as changes of that table",
                 declared.name
             ),
-            fix: format!(
+            format!(
                 "convert it to declarative partitioning, or ALTER TABLE … NO INHERIT {}",
                 quoted(&declared.name)
             ),
-        });
+        ));
+    }
+    if actual.unlogged {
+        problems.push(Problem::new(
+            format!(
+                "table {} is unlogged, and PostgreSQL does not replicate it",
+                declared.name
+            ),
+            format!("ALTER TABLE {} SET LOGGED", quoted(&declared.name)),
+        ));
     }
     problems
 }
@@ -253,10 +306,10 @@ fn check_reading(declared: &Declared, actual: &Table, user: &str) -> Vec<Problem
 fn check_column(declared: &Declared, column: &DeclaredColumn, actual: &Table) -> Option<Problem> {
     let (name, table) = (&column.name, &declared.name);
     let Some(found) = actual.column(name) else {
-        return Some(Problem {
-            what: format!("table {table} has no column {name}"),
-            fix: format!("remove {name} from the columns of [[table]] {table}"),
-        });
+        return Some(Problem::new(
+            format!("table {table} has no column {name}"),
+            format!("remove {name} from the columns of [[table]] {table}"),
+        ));
     };
     let mark = if found.nullable { "?" } else { "" };
     let declaration = format!(
@@ -264,12 +317,10 @@ fn check_column(declared: &Declared, column: &DeclaredColumn, actual: &Table) ->
         catalog::sql_type_name(&found.type_name)
     );
     if found.generated {
-        return Some(Problem {
-            what: format!(
-                "column {name} of table {table} is generated, and PostgreSQL does not replicate generated columns"
-            ),
-            fix: format!("remove {name} from the columns of [[table]] {table}"),
-        });
+        return Some(Problem::new(
+            format!("column {name} of table {table} is generated, and PostgreSQL does not replicate generated columns"),
+            format!("remove {name} from the columns of [[table]] {table}"),
+        ));
     }
     if !fits(&column.pg_type, found) {
         let what = format!(
@@ -277,7 +328,10 @@ fn check_column(declared: &Declared, column: &DeclaredColumn, actual: &Table) ->
             catalog::sql_type_name(&found.type_name),
             catalog::sql_type_name(&column.pg_type)
         );
-        return Some(Problem { what, fix: declaration });
+        return Some(Problem {
+            is_tolerable: widens(&column.pg_type, &found.type_name),
+            ..Problem::new(what, declaration)
+        });
     }
     if found.nullable && !column.nullable {
         let what = format!("column {name} of table {table} is nullable, but is declared as not null");
@@ -286,9 +340,17 @@ fn check_column(declared: &Declared, column: &DeclaredColumn, actual: &Table) ->
             quoted(table),
             identifier(name)
         );
-        return Some(Problem { what, fix });
+        return Some(Problem {
+            is_tolerable: true,
+            ..Problem::new(what, fix)
+        });
     }
     None
+}
+
+/// Whether integer type `to` has all values of type `from`, in the same text format.
+pub(super) fn widens(from: &str, to: &str) -> bool {
+    matches!((from, to), ("int2", "int4" | "int8") | ("int4", "int8"))
 }
 
 /// Whether values of the actual type have the same representation as the declared type, in Avro and on devices.
@@ -366,198 +428,66 @@ fn pair(name: &TableName) -> (String, String) {
     (name.schema().to_owned(), name.table().to_owned())
 }
 
-/// Checks that an existing publication publishes all declared columns and all rows of a table.
-fn check_published(name: &str, found: &Publication, declared: &Declared, actual: &Table) -> Option<Problem> {
-    let (quoted_name, table) = (identifier(name), &declared.name);
+/// Checks that an existing publication publishes all declared columns and all rows of a table, or that the table can be
+/// added to it.
+fn check_published(reading: Reading<'_>, found: &Publication, declared: &Declared, actual: &Table) -> Option<Problem> {
+    let (name, table) = (reading.publication, &declared.name);
+    let quoted_name = identifier(name);
     if actual.partitioned && !found.via_root {
-        return Some(Problem {
-            what: format!(
+        return Some(Problem::new(
+            format!(
                 "publication {name} publishes changes of the partitions of table {table} under the partitions' names"
             ),
-            fix: format!("ALTER PUBLICATION {quoted_name} SET (publish_via_partition_root = true)"),
-        });
+            format!("ALTER PUBLICATION {quoted_name} SET (publish_via_partition_root = true)"),
+        ));
     }
-    let published = found.tables.get(&pair(table))?;
+    let Some(published) = found.tables.get(&pair(table)) else {
+        return check_can_add(reading, found, table, actual);
+    };
     if let Some(filter) = &published.row_filter {
-        return Some(Problem {
-            what: format!("publication {name} has the row filter {filter} for table {table}, which a snapshot ignores"),
-            fix: format!(
+        return Some(Problem::new(
+            format!("publication {name} has the row filter {filter} for table {table}, which a snapshot ignores"),
+            format!(
                 "ALTER PUBLICATION {quoted_name} DROP TABLE {table}; ALTER PUBLICATION {quoted_name} ADD TABLE {table}; and \
                  filter rows by `where` of the views",
                 table = quoted(table)
             ),
-        });
+        ));
     }
     let columns = published.columns.as_ref()?;
     let lacks = |c: &&DeclaredColumn| !columns.contains(&c.name);
     let column = declared.columns.iter().find(lacks)?;
-    Some(Problem {
-        what: format!(
+    Some(Problem::new(
+        format!(
             "publication {name} does not publish column {} of table {table}",
             column.name
         ),
-        fix: format!(
-            "ALTER PUBLICATION {quoted_name} SET TABLE … with that column, or remove it from [[table]] {table}"
+        format!("ALTER PUBLICATION {quoted_name} SET TABLE … with that column, or remove it from [[table]] {table}"),
+    ))
+}
+
+/// Checks that this user can add a table to the publication, which requires the ownership of both. If the user cannot, the
+/// other tables must not wait for it.
+fn check_can_add(reading: Reading<'_>, found: &Publication, table: &TableName, actual: &Table) -> Option<Problem> {
+    let (name, user) = (reading.publication, reading.user);
+    if actual.unlogged || (found.owned && actual.owned && !found.all_tables) {
+        return None;
+    }
+    if found.all_tables {
+        return Some(Problem::new(
+            format!("publication {name} is FOR ALL TABLES but does not publish table {table} under its name"),
+            String::from("set another publication for the connector, which lists its tables"),
+        ));
+    }
+    Some(Problem::new(
+        format!("publication {name} does not contain table {table}, and user {user} cannot add it"),
+        format!(
+            "run as the owner of both: ALTER PUBLICATION {} ADD TABLE {}",
+            identifier(name),
+            quoted(table)
         ),
-    })
+    ))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sources::postgres::catalog::Published;
-    use std::collections::BTreeMap;
-
-    fn declared(columns: &[(&str, &str)], key: Option<&[&str]>) -> Declared {
-        let column = |(name, ty): &(&str, &str)| DeclaredColumn::declared(name, ty);
-        Declared {
-            name: TableName::new("orders").unwrap(),
-            columns: columns.iter().map(column).collect(),
-            key: key.map(|k| k.iter().map(|s| (*s).to_owned()).collect()),
-        }
-    }
-
-    fn actual(identity: char, primary_key: &[&str]) -> Table {
-        let column = |name: &str, ty: &str, nullable| Column {
-            name: name.to_owned(),
-            number: 1,
-            type_oid: 0,
-            type_modifier: -1,
-            type_name: ty.to_owned(),
-            nullable,
-            generated: name == "total",
-        };
-        Table {
-            oid: 1,
-            schema: String::from("public"),
-            name: String::from("orders"),
-            replica_identity: identity,
-            readable: true,
-            partitioned: false,
-            has_children: false,
-            row_security: false,
-            deferrable_key: false,
-            partitions: BTreeMap::new(),
-            columns: vec![
-                column("id", "int8", false),
-                column("note", "varchar", true),
-                column("tags", "_text", true),
-                column("total", "int4", true),
-            ],
-            primary_key: primary_key.iter().map(|s| (*s).to_owned()).collect(),
-            identity_index: Vec::new(),
-        }
-    }
-
-    fn problems(declared: &Declared, actual: &Table) -> Vec<String> {
-        let found = check_table(declared, actual, "app").unwrap_err();
-        found.into_iter().map(|p| format!("{} -> {}", p.what, p.fix)).collect()
-    }
-
-    #[test]
-    fn matching_table_yields_its_key() {
-        let fits = declared(&[("note", "text?"), ("id", "int8"), ("tags", "text[]?")], None);
-        assert_eq!(check_table(&fits, &actual('d', &["id"]), "app"), Ok(vec![1]));
-        let keyed = declared(&[("id", "int8"), ("note", "text?")], Some(&["note", "id"]));
-        assert_eq!(check_table(&keyed, &actual('f', &[]), "app"), Ok(vec![1, 0]));
-    }
-
-    #[test]
-    fn missing_key_names_the_statement() {
-        let text = problems(&declared(&[("id", "int8")], None), &actual('d', &[]));
-        assert_eq!(
-            text,
-            [
-                "table orders has no primary key and no declared key -> ALTER TABLE \"public\".\"orders\" ADD PRIMARY KEY (…); \
-              or declare key = [\"…\"] in the topology and ALTER TABLE \"public\".\"orders\" REPLICA IDENTITY FULL"
-            ]
-        );
-        let text = problems(&declared(&[("id", "int8")], Some(&["id"])), &actual('d', &[]));
-        assert!(
-            text[0].ends_with("-> ALTER TABLE \"public\".\"orders\" REPLICA IDENTITY FULL"),
-            "{text:?}"
-        );
-    }
-
-    #[test]
-    fn differing_columns_name_the_declaration() {
-        let wrong = declared(
-            &[("id", "int4"), ("note", "text"), ("total", "int4?"), ("gone", "text?")],
-            None,
-        );
-        assert_eq!(
-            problems(&wrong, &actual('d', &["id"])),
-            [
-                "column id of table orders is int8, but is declared as int4 -> write id = \"int8\" in [[table]] orders",
-                "column note of table orders is nullable, but is declared as not null -> write note = \"varchar?\" in \
-                 [[table]] orders; or ALTER TABLE \"public\".\"orders\" ALTER COLUMN \"note\" SET NOT NULL",
-                "column total of table orders is generated, and PostgreSQL does not replicate generated columns -> remove total from \
-                 the columns of [[table]] orders",
-                "table orders has no column gone -> remove gone from the columns of [[table]] orders",
-            ]
-        );
-        let undeclared_key = declared(&[("note", "text?")], None);
-        assert!(
-            problems(&undeclared_key, &actual('d', &["id"]))[0]
-                .contains("key column id of table orders is missing in the declared columns")
-        );
-    }
-
-    #[test]
-    fn incomplete_reading_and_deferrable_keys_name_the_statement() {
-        let fits = declared(&[("id", "int8")], None);
-        let hidden = Table {
-            row_security: true,
-            has_children: true,
-            ..actual('d', &["id"])
-        };
-        let text = problems(&fits, &hidden);
-        assert!(text[0].contains("row-level security") && text[0].ends_with("ALTER ROLE \"app\" BYPASSRLS"));
-        assert!(text[1].contains("other tables inherit from table orders"));
-        let deferrable = Table {
-            deferrable_key: true,
-            ..actual('d', &["id"])
-        };
-        let text = problems(&fits, &deferrable);
-        assert!(text[0].contains("is deferrable") && text[0].ends_with("REPLICA IDENTITY FULL"));
-    }
-
-    #[test]
-    fn publication_must_cover_columns_rows_and_partitions() {
-        let table = declared(&[("id", "int8"), ("note", "text?")], None);
-        let key = (String::from("public"), String::from("orders"));
-        let problem = |columns: Option<&[&str]>, filter: Option<&str>, partitioned| {
-            let published = Published {
-                columns: columns.map(|c| c.iter().map(|s| (*s).to_owned()).collect()),
-                row_filter: filter.map(str::to_owned),
-            };
-            let publication = Publication {
-                oid: 1,
-                operations: Vec::new(),
-                via_root: false,
-                tables: BTreeMap::from([(key.clone(), published)]),
-            };
-            let actual = Table {
-                partitioned,
-                ..actual('d', &["id"])
-            };
-            check_published("p", &publication, &table, &actual).map(|p| p.what)
-        };
-        assert_eq!(problem(None, None, false), None);
-        assert!(
-            problem(Some(&["id"]), None, false)
-                .unwrap()
-                .contains("does not publish column note")
-        );
-        assert!(
-            problem(None, Some("(id > 1)"), false)
-                .unwrap()
-                .contains("row filter (id > 1)")
-        );
-        assert!(
-            problem(None, None, true)
-                .unwrap()
-                .contains("partitions of table orders")
-        );
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! The declaration of a PostgreSQL source, and checks of it against the catalog.
 
 use super::catalog::Catalog;
-use super::check::{self, Declared};
+use super::check::{self, Declared, Reading};
 use super::server::Server;
 use super::static_record::{Content, PublicationRecord};
 use crate::error::{Error, Result};
@@ -28,8 +28,17 @@ impl Declaration {
 
     /// The fix that is required before a snapshot of the table; `None` if the table can be published.
     pub(super) fn first_fix(&self, table: &Declared, catalog: &Catalog) -> Option<String> {
-        let checked = check::check(table, catalog, &self.server, &self.publication);
+        let checked = check::check(table, catalog, self.reading(false));
         checked.err().map(|unsuitable| unsuitable.fix())
+    }
+
+    /// How the tables are read; `is_first` before anything was published.
+    pub(super) fn reading(&self, is_first: bool) -> Reading<'_> {
+        Reading {
+            user: self.server.user(),
+            publication: &self.publication,
+            is_first,
+        }
     }
 
     /// Checks the publication. While it did not exist or did not publish all operations, changes of all tables were

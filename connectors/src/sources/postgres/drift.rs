@@ -8,7 +8,7 @@
 use super::catalog::{self, Catalog, Table};
 use super::check::{self, Checked, Declared};
 use super::pgoutput::Relation;
-use super::static_record::{ColumnRecord, NeedsSnapshot, TableRecord};
+use super::static_record::{ColumnRecord, NeedsSnapshot, PartitionRecord, TableRecord};
 use schemas::ids::TableName;
 use std::collections::BTreeMap;
 
@@ -67,11 +67,25 @@ fn current(declared: &Declared, key: Vec<String>, table: &Table, catalog: &Catal
         oid: table.oid,
         key,
         replica_identity: table.replica_identity.to_string(),
+        file_node: table.file_node,
         columns: columns.map(column_record).collect(),
         row_filter: published.and_then(|p| p.row_filter.clone()),
         column_list: published.and_then(|p| p.columns.clone()),
-        partitions: table.partitions.iter().map(|(oid, p)| (*oid, p.file_node)).collect(),
+        publication_changed_by: catalog.publication.as_ref().map_or(0, |p| p.changed_by),
+        memberships: published.map(|p| p.memberships.clone()).unwrap_or_default(),
+        partitions: table
+            .partitions
+            .iter()
+            .map(|(oid, p)| (*oid, partition_record(p)))
+            .collect(),
         needs_snapshot: None,
+    }
+}
+
+fn partition_record(partition: &catalog::Partition) -> PartitionRecord {
+    PartitionRecord {
+        file_node: partition.file_node,
+        attached_by: partition.attached_by,
     }
 }
 
@@ -82,6 +96,8 @@ fn column_record(column: &catalog::Column) -> ColumnRecord {
         type_oid: column.type_oid,
         type_modifier: column.type_modifier,
         type_name: column.type_name.clone(),
+        changed_by: column.changed_by,
+        labels: column.labels.clone(),
     }
 }
 
@@ -99,17 +115,10 @@ pub(super) fn compare(declared: &Declared, was: &TableRecord, catalog: &Catalog,
             "other tables inherit from table {name}, and the publication does not publish their changes as changes of that table"
         ));
     }
-    let partitioned_itself = catalog.publication.as_ref().is_some_and(|p| !p.via_root) && table.partitioned;
-    let Some(published) = catalog.published(name).filter(|_| !partitioned_itself) else {
-        return stop(format!(
-            "publication {publication} no longer contains table {name}, so changes were lost"
-        ));
+    let published = match compare_publication(name, was, catalog, publication) {
+        Ok(published) => published,
+        Err(cause) => return stop(cause),
     };
-    if let Some(filter) = &published.row_filter {
-        return stop(format!(
-            "publication {publication} has the row filter {filter} for table {name}, so changes were lost"
-        ));
-    }
     let key = declared.key.as_ref().unwrap_or(&table.primary_key);
     if *key != was.key {
         return stop(format!(
@@ -122,6 +131,9 @@ pub(super) fn compare(declared: &Declared, was: &TableRecord, catalog: &Catalog,
     if let Some(column) = key.iter().find(|column| !identity.contains(&column.as_str())) {
         return stop(identity_lacks(name, column));
     }
+    if declared.key.is_some() && !table.is_unique(key) {
+        return stop(check::not_unique(name, key));
+    }
     if let Some(cause) = compare_columns(declared, was, table, published) {
         return stop(cause);
     }
@@ -129,9 +141,9 @@ pub(super) fn compare(declared: &Declared, was: &TableRecord, catalog: &Catalog,
         return stop(cause);
     }
     let mut now = current(declared, key.clone(), table, catalog);
-    for (oid, file_node) in &mut now.partitions {
+    for (oid, partition) in &mut now.partitions {
         if let Some(known) = was.partitions.get(oid) {
-            *file_node = *known;
+            partition.file_node = known.file_node;
         }
     }
     // Keep columns that are no longer declared. They were read, so they may be declared again.
@@ -142,6 +154,39 @@ pub(super) fn compare(declared: &Declared, was: &TableRecord, catalog: &Catalog,
         }
     }
     Verdict::Fits(Box::new(now))
+}
+
+/// Compares the publication of a table. The server decodes each change with the publication as it was at that time, so
+/// changes are also lost if the publication was changed and changed back since the last comparison.
+fn compare_publication<'c>(
+    name: &TableName,
+    was: &TableRecord,
+    catalog: &'c Catalog,
+    publication: &str,
+) -> Result<&'c catalog::Published, String> {
+    let partitioned = catalog.table(name).is_some_and(|table| table.partitioned);
+    let found = catalog.publication.as_ref().filter(|p| p.via_root || !partitioned);
+    let (Some(found), Some(published)) = (found, catalog.published(name)) else {
+        return Err(format!(
+            "publication {publication} no longer contains table {name}, so changes were lost"
+        ));
+    };
+    if let Some(filter) = &published.row_filter {
+        return Err(format!(
+            "publication {publication} has the row filter {filter} for table {name}, so changes were lost"
+        ));
+    }
+    if !was.memberships.is_empty() && was.memberships.is_disjoint(&published.memberships) {
+        return Err(format!(
+            "table {name} was removed from publication {publication} and added again, so changes may be lost"
+        ));
+    }
+    if found.changed_by != was.publication_changed_by {
+        return Err(format!(
+            "the options of publication {publication} were changed, so changes of table {name} may be lost"
+        ));
+    }
+    Ok(published)
 }
 
 fn replaced(name: &TableName, was: u32, is: u32) -> String {
@@ -181,7 +226,19 @@ fn compare_columns(
         if rewrites(known, &now) {
             return Some(type_changed(name, known, &catalog::sql_type_name(&found.type_name)));
         }
-        if !check::fits(&column.pg_type, found) && !widens(&column.pg_type, &found.type_name) {
+        if table.file_node != was.file_node && now.changed_by != known.changed_by {
+            return Some(format!(
+                "column {column_name} of table {name} was changed and the table was rewritten (ALTER COLUMN … TYPE), which \
+                 may have changed its values"
+            ));
+        }
+        let is_renamed = |(oid, label): &(&u32, &String)| now.labels.get(oid).is_some_and(|now| now != *label);
+        if let Some((_, label)) = known.labels.iter().find(is_renamed) {
+            return Some(format!(
+                "label {label} of the type of column {column_name} of table {name} was renamed, and rows with it are published"
+            ));
+        }
+        if !check::fits(&column.pg_type, found) && !check::widens(&column.pg_type, &found.type_name) {
             return Some(format!(
                 "column {column_name} of table {name} is {}, but is declared as {}",
                 catalog::sql_type_name(&found.type_name),
@@ -209,11 +266,6 @@ fn type_changed(name: &TableName, was: &ColumnRecord, is: &str) -> String {
     )
 }
 
-/// Whether type `to` has all values of type `from`, in the same text format.
-fn widens(from: &str, to: &str) -> bool {
-    matches!((from, to), ("int2", "int4" | "int8") | ("int4", "int8"))
-}
-
 /// Types with the same text format.
 fn is_text(type_name: &str) -> bool {
     matches!(type_name, "text" | "varchar")
@@ -222,7 +274,8 @@ fn is_text(type_name: &str) -> bool {
 /// Whether a change of a column's type may change stored values. The stream contains no row changes for it.
 fn rewrites(was: &ColumnRecord, now: &ColumnRecord) -> bool {
     if was.type_oid != now.type_oid {
-        let harmless = widens(&was.type_name, &now.type_name) || (is_text(&was.type_name) && is_text(&now.type_name));
+        let harmless =
+            check::widens(&was.type_name, &now.type_name) || (is_text(&was.type_name) && is_text(&now.type_name));
         return !harmless;
     }
     let (before, after) = (was.type_modifier, now.type_modifier);
@@ -239,12 +292,19 @@ fn rewrites(was: &ColumnRecord, now: &ColumnRecord) -> bool {
 
 fn compare_partitions(
     name: &TableName,
-    was: &BTreeMap<u32, u32>,
+    was: &BTreeMap<u32, PartitionRecord>,
     is: &BTreeMap<u32, catalog::Partition>,
 ) -> Option<String> {
     if let Some(oid) = was.keys().find(|oid| !is.contains_key(oid)) {
         return Some(format!(
             "a partition of table {name} (OID {oid}) was detached or dropped, and its rows are still published"
+        ));
+    }
+    let is_attached_again =
+        |(oid, p): &(&u32, &catalog::Partition)| was.get(oid).is_some_and(|known| known.attached_by != p.attached_by);
+    if let Some((oid, _)) = is.iter().find(is_attached_again) {
+        return Some(format!(
+            "a partition of table {name} (OID {oid}) was detached and attached again, so changes may be lost"
         ));
     }
     let (oid, _) = is.iter().find(|(oid, p)| !was.contains_key(oid) && !p.began_empty)?;
@@ -258,7 +318,7 @@ fn compare_partitions(
 pub(super) fn truncated_partition(name: &TableName, was: &TableRecord, catalog: &Catalog) -> Option<String> {
     let table = catalog.table(name)?;
     let (oid, _) = table.partitions.iter().find(|(oid, partition)| {
-        let known = was.partitions.get(oid).copied().unwrap_or_default();
+        let known = was.partitions.get(oid).map_or(0, |known| known.file_node);
         known != 0 && known != partition.file_node
     })?;
     Some(format!(
@@ -269,8 +329,8 @@ pub(super) fn truncated_partition(name: &TableName, was: &TableRecord, catalog: 
 /// Records the file nodes of partitions that have none recorded.
 pub(super) fn record_file_nodes(record: &mut TableRecord, name: &TableName, catalog: &Catalog) {
     let Some(table) = catalog.table(name) else { return };
-    for (oid, file_node) in record.partitions.iter_mut().filter(|(_, file_node)| **file_node == 0) {
-        *file_node = table.partitions.get(oid).map_or(0, |partition| partition.file_node);
+    for (oid, known) in record.partitions.iter_mut().filter(|(_, known)| known.file_node == 0) {
+        known.file_node = table.partitions.get(oid).map_or(0, |partition| partition.file_node);
     }
 }
 

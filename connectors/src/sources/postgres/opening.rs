@@ -87,7 +87,7 @@ impl Opener<'_> {
         };
         if let Some(state) = &mut record.needs_snapshot {
             if state.schema_rejected {
-                let checked = check::check(declared, catalog, &declaration.server, &declaration.publication);
+                let checked = check::check(declared, catalog, declaration.reading(false));
                 let key = checked.map(|checked| drift::record(&checked, catalog).key);
                 let compiled = self.compile(declared, &key.unwrap_or_default()).await;
                 state.schema_rejected = compiled.is_err_and(|error| is_of_table(&error));
@@ -116,7 +116,7 @@ impl Opener<'_> {
         let catalog = Catalog::read(sql, &declaration.names(), publication).await?;
         let (mut passed, mut failed) = (Vec::new(), Vec::new());
         for table in &declaration.tables {
-            match check::check(table, &catalog, server, publication) {
+            match check::check(table, &catalog, declaration.reading(is_first)) {
                 Ok(checked) => passed.push(checked),
                 Err(unsuitable) => failed.push(unsuitable),
             }
@@ -168,10 +168,10 @@ impl Opener<'_> {
     fn not_compiled(&self, checked: &Checked, error: &Error) -> Unsuitable {
         Unsuitable {
             name: checked.declared.name.clone(),
-            problems: vec![check::Problem {
-                what: service::chain(error),
-                fix: error.fix(&self.declaration.connector),
-            }],
+            problems: vec![check::Problem::new(
+                service::chain(error),
+                error.fix(&self.declaration.connector),
+            )],
         }
     }
 

@@ -196,7 +196,7 @@ mod tests {
             json,
             format!(
                 concat!(
-                    r#"{{"v":2,"kind":"postgres","epoch":2,"rev":"{}","lsn":"0/16B3748","ord":4,"complete":"0/16B3700","#,
+                    r#"{{"v":3,"kind":"postgres","epoch":2,"rev":"{}","lsn":"0/16B3748","ord":4,"complete":"0/16B3700","#,
                     r#""snapshot":{{"state":"done","id":"s1"}}}}"#
                 ),
                 source.revision()
@@ -212,14 +212,14 @@ mod tests {
     #[test]
     fn other_formats_are_refused_without_parsing_them() {
         let refused = |json: &str| Position::from_json(json, None).unwrap_err();
-        let newer = refused(r#"{"v":3,"kind":"postgres"}"#);
+        let newer = refused(r#"{"v":4,"kind":"postgres"}"#);
         assert_eq!(
             newer,
-            Unreadable::Newer("it has format 3, this version reads format 2; upgrade trunkline".into())
+            Unreadable::Newer("it has format 4, this version reads format 3; upgrade trunkline".into())
         );
         for foreign in [
-            r#"{"v":1,"kind":"postgres","epoch":2}"#,
-            r#"{"v":2,"kind":"http","epoch":2}"#,
+            r#"{"v":2,"kind":"postgres","epoch":2}"#,
+            r#"{"v":3,"kind":"http","epoch":2}"#,
             "[]",
         ] {
             assert!(matches!(refused(foreign), Unreadable::StartOver(_)), "{foreign}");

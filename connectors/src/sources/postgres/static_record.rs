@@ -6,12 +6,12 @@
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 /// The format version that is written, and the only one that is read.
-pub(super) const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 3;
 /// Kind of connector, stored in both records.
 pub(super) const KIND: &str = "postgres";
 
@@ -54,16 +54,32 @@ pub struct TableRecord {
     pub key: Vec<String>,
     /// `d` default, `n` nothing, `f` full, `i` index.
     pub replica_identity: String,
+    /// File node; 0 if the table is partitioned. It changes if the table is rewritten or truncated.
+    pub file_node: u32,
     /// Declared columns.
     pub columns: Vec<ColumnRecord>,
     /// Row filter of the publication.
     pub row_filter: Option<String>,
     /// Column list of the publication; `None` for all columns.
     pub column_list: Option<Vec<String>>,
-    /// Partitions at all levels by OID, with their file nodes, which TRUNCATE changes.
-    pub partitions: BTreeMap<u32, u32>,
+    /// Transaction id of the last change of the publication's options.
+    pub publication_changed_by: u32,
+    /// Identities of the publication's entries that contain the table. Another identity means that the table may have
+    /// been unpublished in between.
+    pub memberships: BTreeSet<String>,
+    /// Partitions at all levels by OID.
+    pub partitions: BTreeMap<u32, PartitionRecord>,
     /// Set if the table's changes are skipped until the table is read again.
     pub needs_snapshot: Option<NeedsSnapshot>,
+}
+
+/// A partition of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionRecord {
+    /// Its file node, which TRUNCATE changes; 0 if it is unknown or the partition is partitioned itself.
+    pub file_node: u32,
+    /// Transaction id that attached it.
+    pub attached_by: u32,
 }
 
 /// A column of a table.
@@ -79,6 +95,12 @@ pub struct ColumnRecord {
     pub type_modifier: i32,
     /// Name of its type; of a domain, its base type.
     pub type_name: String,
+    /// Transaction id of the last change of its definition. If the file node has changed too, `ALTER COLUMN … TYPE …
+    /// USING` may have changed the values.
+    pub changed_by: u32,
+    /// Labels of an enum by OID.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<u32, String>,
 }
 
 /// The state of a table that needs a snapshot.
@@ -213,7 +235,13 @@ mod tests {
             oid: 16_400,
             key: vec![String::from("id")],
             replica_identity: String::from("d"),
-            partitions: BTreeMap::from([(16_401, 16_401)]),
+            partitions: BTreeMap::from([(
+                16_401,
+                PartitionRecord {
+                    file_node: 16_401,
+                    attached_by: 740,
+                },
+            )]),
             ..TableRecord::default()
         };
         Content {
@@ -222,6 +250,53 @@ mod tests {
             tables: BTreeMap::from([(String::from("orders"), table)]),
             ..Content::default()
         }
+    }
+
+    #[test]
+    fn two_thousand_tables_fit_into_the_positions_topic() {
+        let column = |number: i16| ColumnRecord {
+            name: format!("a_name_of_common_length_{number}"),
+            number,
+            type_oid: 1184,
+            type_modifier: -1,
+            type_name: String::from("timestamptz"),
+            changed_by: u32::MAX,
+            labels: BTreeMap::new(),
+        };
+        let table = TableRecord {
+            oid: 1_000_000,
+            columns: (1..=30).map(column).collect(),
+            memberships: BTreeSet::from([String::from("table 1000000")]),
+            ..content().tables["orders"].clone()
+        };
+        let tables = (0..2_000).map(|at| (format!("a_schema.a_table_of_common_length_{at}"), table.clone()));
+        let record = StaticRecord::new(Content {
+            tables: tables.collect(),
+            ..content()
+        });
+        let stored = schemas::events::ConnectorPosition {
+            position: record.json(),
+            complete: "0/16B3748",
+            updated_at: 0,
+        };
+        let mut value = Vec::new();
+        schemas::events::Event::write(&stored, schemas::ids::SchemaId(1), &mut value);
+        let clock = service::clock::system();
+        let config = event_log::embedded::Config::new(None, Arc::new(move || clock.now_ms()));
+        let log: event_log::SharedEventLog = event_log::embedded::EmbeddedLog::open(config).unwrap();
+        log.create_topics(&[crate::source::positions_spec("positions")])
+            .unwrap();
+        let mut batch = event_log::OutBatch::default();
+        let out = event_log::OutRecord {
+            topic: &"positions".into(),
+            partition: Some(0),
+            timestamp: None,
+            key: Some(b"k"),
+            value: Some(&value),
+        };
+        batch.push(out, std::iter::empty());
+        log.append(&batch).unwrap();
+        assert!(value.len() > 2 << 20, "{} bytes", value.len());
     }
 
     #[test]
@@ -236,7 +311,7 @@ mod tests {
         let error = StaticRecord::parse(Some(other.json()), record.revision()).unwrap_err();
         assert!(error.contains("but the position names"), "{error}");
         assert!(StaticRecord::parse(None, record.revision()).is_err());
-        let older = record.json().replace("\"v\":2", "\"v\":1");
+        let older = record.json().replace("\"v\":3", "\"v\":2");
         assert!(StaticRecord::parse(Some(&older), record.revision()).is_err());
     }
 }

@@ -2,7 +2,7 @@
 
 use super::super::pgoutput::decode;
 use super::super::position::Snapshot;
-use super::super::static_record::{ColumnRecord, Content as StaticContent, StaticRecord};
+use super::super::static_record::{ColumnRecord, Content as StaticContent, PartitionRecord, StaticRecord};
 use super::*;
 use event_log::OutRecord;
 use schemas::ids::{SchemaId, SourceName};
@@ -340,11 +340,18 @@ fn stop_without_further_changes_is_published_between_transactions() {
     assert!(fixture.transaction(&[inserted("2", "x")]).is_empty());
 }
 
+fn partition(file_node: u32) -> PartitionRecord {
+    PartitionRecord {
+        file_node,
+        attached_by: 0,
+    }
+}
+
 #[test]
 fn truncation_makes_the_file_nodes_of_partitions_unknown() {
     let mut fixture = Fixture::new(None);
     let record = TableRecord {
-        partitions: BTreeMap::from([(70, 170)]),
+        partitions: BTreeMap::from([(70, partition(170))]),
         ..static_content().tables["orders"].clone()
     };
     fixture.changes.set_record("orders", record);
@@ -354,6 +361,6 @@ fn truncation_makes_the_file_nodes_of_partitions_unknown() {
     truncated.extend(RELATION.to_be_bytes());
     assert_eq!(fixture.transaction(&[truncated]), [r#"0 ["orders"] ."#]);
     let record = fixture.changes.position().source.table("orders").unwrap().clone();
-    assert_eq!(record.partitions, BTreeMap::from([(70, 0)]));
+    assert_eq!(record.partitions, BTreeMap::from([(70, partition(0))]));
     assert_eq!(fixture.changes.truncated_at("orders"), Some(BEGIN));
 }

@@ -4,6 +4,7 @@ use super::super::catalog::{Column, Partition, Publication, Published};
 use super::super::pgoutput;
 use super::*;
 use schemas::pg_types::Column as DeclaredColumn;
+use std::collections::BTreeSet;
 
 fn declared(columns: &[(&str, &str)]) -> Declared {
     Declared {
@@ -23,6 +24,8 @@ fn column(name: &str, number: i16, type_oid: u32, type_name: &str) -> Column {
         type_oid,
         type_modifier: -1,
         type_name: type_name.to_owned(),
+        changed_by: 500,
+        labels: BTreeMap::from([(1, String::from("open")), (2, String::from("paid"))]),
         nullable: false,
         generated: false,
     }
@@ -35,6 +38,7 @@ struct World {
     table: Table,
     published: Published,
     via_root: bool,
+    publication_changed_by: u32,
 }
 
 impl World {
@@ -45,7 +49,10 @@ impl World {
                 schema: String::from("public"),
                 name: String::from("orders"),
                 replica_identity: 'd',
+                file_node: 107,
                 readable: true,
+                owned: true,
+                unlogged: false,
                 partitioned: true,
                 has_children: false,
                 row_security: false,
@@ -58,10 +65,15 @@ impl World {
                 primary_key: vec![String::from("id")],
                 deferrable_key: false,
                 identity_index: Vec::new(),
+                unique_keys: vec![vec![String::from("id")]],
                 partitions: BTreeMap::from([(70, partition(170)), (71, partition(171))]),
             },
-            published: Published::default(),
+            published: Published {
+                memberships: BTreeSet::from([String::from("table 16")]),
+                ..Published::default()
+            },
             via_root: true,
+            publication_changed_by: 600,
         }
     }
 
@@ -69,8 +81,12 @@ impl World {
         let pair = (self.table.schema.clone(), self.table.name.clone());
         Catalog {
             tables: BTreeMap::from([(pair.clone(), self.table)]),
+            other_kinds: BTreeMap::new(),
             publication: Some(Publication {
                 oid: 1,
+                changed_by: self.publication_changed_by,
+                owned: true,
+                all_tables: false,
                 operations: Vec::new(),
                 via_root: self.via_root,
                 tables: BTreeMap::from([(pair, self.published)]),
@@ -82,6 +98,7 @@ impl World {
 fn partition(file_node: u32) -> Partition {
     Partition {
         file_node,
+        attached_by: 700,
         began_empty: false,
     }
 }
@@ -107,7 +124,7 @@ fn cause(columns: &[(&str, &str)], change: impl FnOnce(&mut World)) -> Option<St
 #[test]
 fn differences_that_make_published_rows_wrong_need_a_snapshot() {
     type Change = fn(&mut World);
-    let cases: [(Change, &str); 17] = [
+    let cases: [(Change, &str); 22] = [
         (|w| w.table.name = String::from("orders_old"), "no longer exists"),
         (|w| w.table.oid = 8, "was replaced: its OID is 8"),
         (|w| w.table.has_children = true, "inherit from table orders"),
@@ -155,6 +172,26 @@ fn differences_that_make_published_rows_wrong_need_a_snapshot() {
             "partition with rows (OID 72) was attached",
         ),
         (|w| w.table.columns[0].type_oid = 1_700, "type of column id"),
+        (
+            |w| w.published.memberships = BTreeSet::from([String::from("table 17")]),
+            "removed from publication p and added again",
+        ),
+        (
+            |w| w.publication_changed_by = 601,
+            "the options of publication p were changed",
+        ),
+        (
+            |w| (w.table.file_node, w.table.columns[1].changed_by) = (108, 501),
+            "column n of table orders was changed and the table was rewritten",
+        ),
+        (
+            |w| w.table.columns[1].labels = BTreeMap::from([(1, String::from("new")), (2, String::from("paid"))]),
+            "label open of the type of column n of table orders was renamed",
+        ),
+        (
+            |w| w.table.partitions.get_mut(&70).unwrap().attached_by = 701,
+            "(OID 70) was detached and attached again",
+        ),
     ];
     for (change, want) in cases {
         let cause = cause(&COLUMNS, change).unwrap_or_else(|| panic!("fits, without {want}"));
@@ -177,7 +214,7 @@ fn table_outside_the_publication_needs_a_snapshot() {
 #[test]
 fn harmless_differences_do_not_stop_a_table() {
     type Change = fn(&mut World);
-    let cases: [Change; 7] = [
+    let cases: [Change; 12] = [
         |w| w.table.columns.push(column("added", 5, 25, "text")),
         |w| drop(w.table.columns.remove(3)),
         |w| w.table.columns[1] = column("n", 2, 20, "int8"),
@@ -191,6 +228,14 @@ fn harmless_differences_do_not_stop_a_table() {
             w.table.partitions.insert(72, empty);
         },
         |w| w.table.readable = false,
+        // VACUUM FULL, and SET NOT NULL.
+        |w| w.table.file_node = 108,
+        |w| w.table.columns[1].changed_by = 501,
+        // The undeclared column was rewritten.
+        |w| (w.table.file_node, w.table.columns[3].changed_by) = (108, 501),
+        |w| drop(w.table.columns[1].labels.insert(3, String::from("shipped"))),
+        // It is published by its schema too, and then by its schema only.
+        |w| w.published.memberships.extend([String::from("schema 18 5")]),
     ];
     for (at, change) in cases.into_iter().enumerate() {
         assert_eq!(cause(&COLUMNS, change), None, "case {at}");
@@ -212,10 +257,11 @@ fn truncated_partition_is_recognized_unless_the_whole_table_was_truncated() {
     assert!(cause.contains("(OID 71) was truncated"), "{cause}");
     assert_eq!(truncated_partition(&name, &recorded(), &World::new().catalog()), None);
     let mut unknown = recorded();
-    unknown.partitions.values_mut().for_each(|file_node| *file_node = 0);
+    unknown.partitions.values_mut().for_each(|known| known.file_node = 0);
     assert_eq!(truncated_partition(&name, &unknown, &catalog), None);
     record_file_nodes(&mut unknown, &name, &catalog);
-    assert_eq!(unknown.partitions, BTreeMap::from([(70, 170), (71, 999)]));
+    let file_nodes: Vec<u32> = unknown.partitions.values().map(|known| known.file_node).collect();
+    assert_eq!(file_nodes, [170, 999]);
 }
 
 #[test]

@@ -1,0 +1,264 @@
+//! Tests the checks of one table.
+
+use super::*;
+use crate::sources::postgres::catalog::Published;
+use std::collections::BTreeMap;
+
+fn declared(columns: &[(&str, &str)], key: Option<&[&str]>) -> Declared {
+    let column = |(name, ty): &(&str, &str)| DeclaredColumn::declared(name, ty);
+    Declared {
+        name: TableName::new("orders").unwrap(),
+        columns: columns.iter().map(column).collect(),
+        key: key.map(|k| k.iter().map(|s| (*s).to_owned()).collect()),
+    }
+}
+
+fn actual(identity: char, primary_key: &[&str]) -> Table {
+    let column = |name: &str, ty: &str, nullable| Column {
+        name: name.to_owned(),
+        number: 1,
+        type_oid: 0,
+        type_modifier: -1,
+        type_name: ty.to_owned(),
+        changed_by: 0,
+        labels: BTreeMap::new(),
+        nullable,
+        generated: name == "total",
+    };
+    Table {
+        oid: 1,
+        schema: String::from("public"),
+        name: String::from("orders"),
+        replica_identity: identity,
+        file_node: 1,
+        readable: true,
+        owned: true,
+        unlogged: false,
+        partitioned: false,
+        has_children: false,
+        row_security: false,
+        deferrable_key: false,
+        partitions: BTreeMap::new(),
+        columns: vec![
+            column("id", "int8", false),
+            column("note", "varchar", true),
+            column("tags", "_text", true),
+            column("total", "int4", true),
+        ],
+        primary_key: primary_key.iter().map(|s| (*s).to_owned()).collect(),
+        identity_index: Vec::new(),
+        unique_keys: vec![vec![String::from("id")]],
+    }
+}
+
+fn problems(declared: &Declared, actual: &Table) -> Vec<String> {
+    let (_, found) = check_table(declared, actual, "app");
+    found.into_iter().map(|p| format!("{} -> {}", p.what, p.fix)).collect()
+}
+
+#[test]
+fn matching_table_yields_its_key() {
+    let fits = declared(&[("note", "text?"), ("id", "int8"), ("tags", "text[]?")], None);
+    assert_eq!(check_table(&fits, &actual('d', &["id"]), "app"), (vec![1], Vec::new()));
+    let keyed = declared(&[("id", "int8"), ("note", "text?")], Some(&["note", "id"]));
+    assert_eq!(check_table(&keyed, &actual('f', &[]), "app"), (vec![1, 0], Vec::new()));
+}
+
+#[test]
+fn missing_key_names_the_statement() {
+    let text = problems(&declared(&[("id", "int8")], None), &actual('d', &[]));
+    assert_eq!(
+        text,
+        [
+            "table orders has no primary key and no declared key -> ALTER TABLE \"public\".\"orders\" ADD PRIMARY KEY (…); \
+             or declare key = [\"…\"] in the topology, CREATE UNIQUE INDEX on these columns, and ALTER TABLE \
+             \"public\".\"orders\" REPLICA IDENTITY FULL"
+        ]
+    );
+    let text = problems(&declared(&[("id", "int8")], Some(&["id"])), &actual('d', &[]));
+    assert!(
+        text[0].ends_with("-> ALTER TABLE \"public\".\"orders\" REPLICA IDENTITY FULL"),
+        "{text:?}"
+    );
+}
+
+#[test]
+fn differing_columns_name_the_declaration() {
+    let wrong = declared(
+        &[("id", "int4"), ("note", "text"), ("total", "int4?"), ("gone", "text?")],
+        None,
+    );
+    assert_eq!(
+        problems(&wrong, &actual('d', &["id"])),
+        [
+            "column id of table orders is int8, but is declared as int4 -> write id = \"int8\" in [[table]] orders",
+            "column note of table orders is nullable, but is declared as not null -> write note = \"varchar?\" in \
+             [[table]] orders; or ALTER TABLE \"public\".\"orders\" ALTER COLUMN \"note\" SET NOT NULL",
+            "column total of table orders is generated, and PostgreSQL does not replicate generated columns -> remove total from \
+             the columns of [[table]] orders",
+            "table orders has no column gone -> remove gone from the columns of [[table]] orders",
+        ]
+    );
+    let undeclared_key = declared(&[("note", "text?")], None);
+    assert!(
+        problems(&undeclared_key, &actual('d', &["id"]))[0]
+            .contains("key column id of table orders is missing in the declared columns")
+    );
+}
+
+#[test]
+fn incomplete_reading_and_deferrable_keys_name_the_statement() {
+    let fits = declared(&[("id", "int8")], None);
+    let hidden = Table {
+        row_security: true,
+        has_children: true,
+        ..actual('d', &["id"])
+    };
+    let text = problems(&fits, &hidden);
+    assert!(text[0].contains("row-level security") && text[0].ends_with("ALTER ROLE \"app\" BYPASSRLS"));
+    assert!(text[1].contains("other tables inherit from table orders"));
+    let deferrable = Table {
+        deferrable_key: true,
+        ..actual('d', &["id"])
+    };
+    let text = problems(&fits, &deferrable);
+    assert!(text[0].contains("is deferrable") && text[0].ends_with("REPLICA IDENTITY FULL"));
+}
+
+const READING: Reading<'_> = Reading {
+    user: "app",
+    publication: "p",
+    is_first: false,
+};
+
+/// A publication with or without the table.
+fn publication(orders: Option<Published>) -> Publication {
+    let key = (String::from("public"), String::from("orders"));
+    Publication {
+        oid: 1,
+        changed_by: 0,
+        owned: true,
+        all_tables: false,
+        operations: Vec::new(),
+        via_root: false,
+        tables: orders.into_iter().map(|published| (key.clone(), published)).collect(),
+    }
+}
+
+#[test]
+fn table_that_cannot_be_added_to_the_publication_is_its_own_problem() {
+    let table = declared(&[("id", "int8")], None);
+    let problem = |publication: &Publication, table_owned| {
+        let actual = Table {
+            owned: table_owned,
+            ..actual('d', &["id"])
+        };
+        check_published(READING, publication, &table, &actual).map(|p| format!("{} -> {}", p.what, p.fix))
+    };
+    assert_eq!(problem(&publication(None), true), None);
+    let foreign = Publication {
+        owned: false,
+        ..publication(None)
+    };
+    for text in [problem(&foreign, true), problem(&publication(None), false)] {
+        let text = text.unwrap();
+        assert!(
+            text.contains("does not contain table orders, and user app cannot add it"),
+            "{text}"
+        );
+        assert!(
+            text.ends_with(r#"ALTER PUBLICATION "p" ADD TABLE "public"."orders""#),
+            "{text}"
+        );
+    }
+    let all = Publication {
+        all_tables: true,
+        ..publication(None)
+    };
+    assert!(problem(&all, true).unwrap().contains("is FOR ALL TABLES"));
+}
+
+#[test]
+fn declared_key_needs_a_unique_index() {
+    let key = |columns: &[&str]| declared(&[("id", "int8"), ("note", "text?")], Some(columns));
+    let text = problems(&key(&["note"]), &actual('f', &["id"]));
+    assert!(
+        text[0].contains("no unique index of table orders covers its declared key (note)"),
+        "{text:?}"
+    );
+    assert!(
+        text[0].contains(r#"CREATE UNIQUE INDEX ON "public"."orders" ("note")"#),
+        "{text:?}"
+    );
+    assert_eq!(check_table(&key(&["note", "id"]), &actual('f', &["id"]), "app").1, []);
+}
+
+#[test]
+fn other_relations_and_unlogged_tables_are_described() {
+    let table = declared(&[("id", "int8")], None);
+    let name = (String::from("public"), String::from("orders"));
+    let mut catalog = Catalog::default();
+    let what = |catalog: &Catalog| check(&table, catalog, READING).unwrap_err().cause();
+    assert_eq!(what(&catalog), "table orders does not exist");
+    catalog.other_kinds.insert(name, String::from("materialized view"));
+    assert_eq!(
+        what(&catalog),
+        "orders is a materialized view, and PostgreSQL only replicates tables"
+    );
+    let unlogged = Table {
+        unlogged: true,
+        ..actual('d', &["id"])
+    };
+    assert!(problems(&table, &unlogged)[0].ends_with(r#"ALTER TABLE "public"."orders" SET LOGGED"#));
+    let generated_key = problems(&table, &actual('d', &["id", "total"]));
+    assert!(
+        generated_key[0].contains("key column total of table orders is generated"),
+        "{generated_key:?}"
+    );
+}
+
+#[test]
+fn wider_types_and_nulls_are_tolerated_once_the_table_was_published() {
+    let table = declared(&[("id", "int4"), ("note", "text")], None);
+    let name = (String::from("public"), String::from("orders"));
+    let catalog = Catalog {
+        tables: BTreeMap::from([(name, actual('d', &["id"]))]),
+        ..Catalog::default()
+    };
+    let checked = |is_first| check(&table, &catalog, Reading { is_first, ..READING });
+    assert_eq!(checked(true).unwrap_err().problems.len(), 2);
+    assert_eq!(checked(false).unwrap().key, [0]);
+}
+
+#[test]
+fn publication_must_cover_columns_rows_and_partitions() {
+    let table = declared(&[("id", "int8"), ("note", "text?")], None);
+    let problem = |columns: Option<&[&str]>, filter: Option<&str>, partitioned| {
+        let published = Published {
+            columns: columns.map(|c| c.iter().map(|s| (*s).to_owned()).collect()),
+            row_filter: filter.map(str::to_owned),
+            ..Published::default()
+        };
+        let actual = Table {
+            partitioned,
+            ..actual('d', &["id"])
+        };
+        check_published(READING, &publication(Some(published)), &table, &actual).map(|p| p.what)
+    };
+    assert_eq!(problem(None, None, false), None);
+    assert!(
+        problem(Some(&["id"]), None, false)
+            .unwrap()
+            .contains("does not publish column note")
+    );
+    assert!(
+        problem(None, Some("(id > 1)"), false)
+            .unwrap()
+            .contains("row filter (id > 1)")
+    );
+    assert!(
+        problem(None, None, true)
+            .unwrap()
+            .contains("partitions of table orders")
+    );
+}
