@@ -48,7 +48,7 @@ fn check_contents(harness: &Harness, at: &TopicPartition, end: i64) {
 fn log_on_a_full_disk_continues_when_there_is_space() {
     let disk = Disk::mount(96);
     let mut config = config(Some(disk.path().join("log")));
-    config.reserve_bytes = 0;
+    config.reserve_bytes = Some(0);
     let harness = Harness::on(open(&config));
     let at = harness.partition();
     let epoch = harness.log.log_epoch().unwrap();

@@ -34,8 +34,8 @@ pub struct Config {
     /// Durability of acknowledged writes if the log has a directory. [`Durability::Os`] by default.
     pub durability: Durability,
     /// Writes fail while the disk has less free space than this number of bytes. The reserve allows retention and
-    /// flushes of earlier writes to complete. 128 MiB by default.
-    pub reserve_bytes: u64,
+    /// flushes of earlier writes to complete. By default 128 MiB, but at most an eighth of the disk.
+    pub reserve_bytes: Option<u64>,
     /// Size of the store's block cache in bytes, for older records. 16 MiB by default.
     pub store_cache_bytes: u64,
     /// Maximum number of keys that compaction holds in memory. A partition with more dirty keys is cleaned in pieces.
@@ -60,7 +60,7 @@ impl Config {
             clock,
             cache_bytes: 32 * 1024 * 1024,
             durability: Durability::Os,
-            reserve_bytes: 128 * 1024 * 1024,
+            reserve_bytes: None,
             store_cache_bytes: 16 * 1024 * 1024,
             cleaner_keys_max: 400_000,
             clean_every: Some(Duration::from_secs(300)),

@@ -38,6 +38,8 @@ const CHECK_BYTES: u64 = 8 * 1024 * 1024;
 const READS_LIMIT: Duration = Duration::from_secs(2);
 /// Minimum free space for opening a failed database again. It is needed for the copy of a journal and the next flush.
 const WORK_BYTES: u64 = 96 * 1024 * 1024;
+/// Greatest default reserve.
+const RESERVE_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Maximum pause between two openings of a database that fails again and again. A database that worked for longer than this
 /// is opened again without a pause.
 const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -57,7 +59,7 @@ enum Health {
 struct Shared {
     dir: PathBuf,
     cache_bytes: u64,
-    reserve_bytes: u64,
+    reserve_bytes: Option<u64>,
     durability: Durability,
     recovered: Recovered,
     /// `None` while the database is being opened again.
@@ -321,7 +323,7 @@ impl Shared {
             WriteError::Fjall(fjall::Error::Poisoned) => match self.probe() {
                 Err(source) => return io_failure(&source),
                 // The disk may have been full when the worker failed, and have some free space again.
-                Ok(()) => match self.space_failure(WORK_BYTES) {
+                Ok(()) => match self.space_failure(Some(WORK_BYTES)) {
                     Some(failure) => return failure,
                     None => "a background write failed".to_owned(),
                 },
@@ -340,15 +342,19 @@ impl Shared {
         written.and(removed)
     }
 
-    /// Returns a failure if less than this number of bytes is free.
-    fn space_failure(&self, least_bytes: u64) -> Option<Failure> {
+    /// Returns a failure if less than this number of bytes is free; `None` is the default reserve.
+    fn space_failure(&self, least_bytes: Option<u64>) -> Option<Failure> {
         let found = rustix::fs::statvfs(&self.dir);
-        let free = match found {
+        let (free, total) = match found {
             // A file system without a size, such as an unlimited tmpfs.
             Ok(found) if found.f_blocks == 0 => return None,
-            Ok(found) => found.f_bavail.saturating_mul(found.f_frsize),
+            Ok(found) => {
+                let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+                (bytes(found.f_bavail), bytes(found.f_blocks))
+            }
             Err(source) => return Some(io_failure(&source.into())),
         };
+        let least_bytes = least_bytes.unwrap_or_else(|| default_reserve(total));
         (free < least_bytes).then(|| Failure {
             cause: format!(
                 "the disk has {} MiB of free space left, but the embedded log needs {} MiB",
@@ -442,7 +448,7 @@ impl Shared {
         let copies_journal = self.journal_failed.load(Ordering::Acquire);
         // Without a copy no space is required: files of an interrupted compaction are removed only when the database is
         // opened, so waiting for free space could wait forever.
-        if let Some(failure) = self.space_failure(WORK_BYTES).filter(|_| copies_journal) {
+        if let Some(failure) = self.space_failure(Some(WORK_BYTES)).filter(|_| copies_journal) {
             self.set(Health::Failed(failure));
             return false;
         }
@@ -500,6 +506,11 @@ impl Shared {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// The default reserve on a disk of this size. On a small disk, a fixed reserve would leave no space to write.
+fn default_reserve(disk_bytes: u64) -> u64 {
+    RESERVE_BYTES_MAX.min(disk_bytes / 8)
 }
 
 fn reopening() -> Failure {
