@@ -79,6 +79,8 @@ pub enum AvroType {
     TimestampTz,
     /// `string`, `uuid`: `uuid`
     Uuid,
+    /// `array` of nullable items of another type: all arrays, such as `_text`. See [`item_of`].
+    Array,
     /// `string`: all other types, as PostgreSQL's text output
     Text,
 }
@@ -97,6 +99,7 @@ impl AvroType {
             "timestamp" => AvroType::Timestamp,
             "timestamptz" => AvroType::TimestampTz,
             "uuid" => AvroType::Uuid,
+            other if item_of(other).is_some() => AvroType::Array,
             _ => AvroType::Text,
         }
     }
@@ -113,9 +116,16 @@ impl AvroType {
             AvroType::Timestamp => ("long", Some("local-timestamp-micros")),
             AvroType::TimestampTz => ("long", Some("timestamp-micros")),
             AvroType::Uuid => ("string", Some("uuid")),
+            AvroType::Array => ("array", None),
             AvroType::Text => ("string", None),
         }
     }
+}
+
+/// The type of an array's items: `_text` has items of type `text`. `None` for other types, and for arrays of `box`, which
+/// PostgreSQL prints with another delimiter.
+pub fn item_of(pg_type: &str) -> Option<&str> {
+    pg_type.strip_prefix('_').filter(|item| !matches!(*item, "" | "box"))
 }
 
 /// Converts SQL notation of a type to its catalog name: `bigint` is `int8`, `varchar(40)` is `varchar`, `text[]` is
@@ -246,15 +256,24 @@ pub fn table_schema(source: &SourceName, table: &TableName, columns: &[Column]) 
     Ok(schema.to_string())
 }
 
-fn field(name: &str, column: &Column) -> Value {
-    let (kind, logical) = column.avro().words();
+fn type_of(pg_type: &str) -> Value {
+    let (kind, logical) = AvroType::of(pg_type).words();
     let mut ty = json!({"type": kind});
-    if let (Some(object), Some(logical)) = (ty.as_object_mut(), logical) {
-        object.insert("logicalType".to_owned(), json!(logical));
-    }
     if let Some(object) = ty.as_object_mut() {
-        object.insert(PG_TYPE.to_owned(), json!(column.pg_type));
+        if let Some(logical) = logical {
+            object.insert("logicalType".to_owned(), json!(logical));
+        }
+        object.insert(PG_TYPE.to_owned(), json!(pg_type));
+        if let Some(item) = item_of(pg_type) {
+            // Each item of a PostgreSQL array can be null.
+            object.insert("items".to_owned(), json!(["null", type_of(item)]));
+        }
     }
+    ty
+}
+
+fn field(name: &str, column: &Column) -> Value {
+    let ty = type_of(&column.pg_type);
     let mut field = if column.nullable {
         json!({"name": name, "type": ["null", ty], "default": null})
     } else {
@@ -309,6 +328,7 @@ mod tests {
             Column::declared("note", "text?"),
             Column::declared("at", "timestamptz"),
             Column::declared("2nd name", "varchar(10)?"),
+            Column::declared("tags", "text[]"),
         ];
         let text = schema(&columns).unwrap();
         let expected = json!({
@@ -318,6 +338,8 @@ mod tests {
                 {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros", "trunkline.type": "timestamptz"}},
                 {"name": "_2nd_name", "type": ["null", {"type": "string", "trunkline.type": "varchar"}], "default": null,
                  "trunkline.column": "2nd name"},
+                {"name": "tags", "type": {"type": "array", "trunkline.type": "_text",
+                 "items": ["null", {"type": "string", "trunkline.type": "text"}]}},
                 {"name": "_unchanged", "type": ["null", {"type": "array", "items": "string"}], "default": null},
             ]
         });

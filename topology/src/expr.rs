@@ -8,7 +8,9 @@
 //! `==` `!=` `<` `<=` `>` `>=` · `&&` `||` `!` · `?:` · `in` with a list · `+ - * / %` · strings: `startsWith`,
 //! `endsWith`, `contains`, `matches` (with a literal regular expression), `size`, `+` · `has(field)` · conversions `int`,
 //! `double`, `string`, `timestamp`, `duration` · literals: numbers, strings, bytes, `true`, `false`, `null`. A column is
-//! written as its name, `row.name` or `row["any name"]`. Dates and timestamps without time zone count as UTC; a `float4`
+//! written as its name, `row.name` or `row["any name"]`. A `numeric` compares by value with other numbers. A field of a
+//! `json` or `jsonb` column is written as `doc.name` or `doc["any name"]`, at any depth; a comparison with a value of
+//! another JSON type is false. Dates and timestamps without time zone count as UTC; a `float4`
 //! is converted to the nearest double.
 //!
 //! # Null
@@ -24,6 +26,7 @@
 //! As in CEL, `false && error` is false and `true || error` is true in either order.
 
 mod check;
+mod decimal;
 mod error;
 mod eval;
 mod parse;

@@ -6,6 +6,7 @@
 //! it becomes `NEEDS_SNAPSHOT`: its changes are skipped, its views are marked stale, and the other tables continue. The
 //! source writes to no table and changes only its own slot and publication.
 
+mod arrays;
 pub mod catalog;
 mod changes;
 pub mod check;

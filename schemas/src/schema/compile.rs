@@ -14,6 +14,11 @@ fn invalid<T>(reason: impl Into<String>) -> Result<T, SchemaError> {
     Err(SchemaError::Invalid(reason.into()))
 }
 
+/// The name of the PostgreSQL type.
+fn pg_type(object: &Object) -> Option<Box<str>> {
+    object.get(PG_TYPE).and_then(Value::as_str).map(Box::from)
+}
+
 /// Compiles a schema without its defaults.
 pub(super) fn compile(value: &Value) -> Result<(Vec<Type>, TypeId), SchemaError> {
     let mut compiler = Compiler {
@@ -62,10 +67,7 @@ impl Compiler {
             }
         };
         let logical = object.and_then(|object| logical(&kind, object));
-        let pg = object
-            .and_then(|object| object.get(PG_TYPE))
-            .and_then(Value::as_str)
-            .map(Box::from);
+        let pg = object.and_then(pg_type);
         Ok(self.push(kind, logical, pg))
     }
 
@@ -121,7 +123,7 @@ impl Compiler {
             }
             "array" => {
                 let items = self.any(object.get("items").unwrap_or(&Value::Null), namespace)?;
-                Ok(self.push(Kind::Array(items), None, None))
+                Ok(self.push(Kind::Array(items), None, pg_type(object)))
             }
             "map" => {
                 let values = self.any(object.get("values").unwrap_or(&Value::Null), namespace)?;

@@ -32,8 +32,18 @@ const COLUMNS: &[(&str, &str, &[&str], &str)] = &[
     ("ti", "time", &["'12:34:56.5'"], "to_json(c::text)::text"),
     ("iv", "interval", &["'1 year 2 mons -3 days 04:05:06.7'"], "to_json(c::text)::text"),
     ("ip", "inet", &["'10.0.0.1/8'"], "to_json(c::text)::text"),
-    ("ar", "int4[]", &["'{1,NULL,3}'", "'{}'"], "to_json(c::text)::text"),
-    ("ta", "text[]", &["ARRAY['a,b', 'c\"d', NULL, '']"], "to_json(c::text)::text"),
+    ("ar", "int4[]", &["'{1,NULL,3}'", "'{}'", "'[5:6]={1,2}'"], "to_json(c)::text"),
+    ("ab", "int8[]", &["'{9007199254740993,NULL}'"], "to_json(c::text[])::text"),
+    ("ta", "text[]", &["ARRAY['a,b', 'c\"d', NULL, '', 'NULL', 'null', '{}', E'back\\\\slash\\n']"], "to_json(c)::text"),
+    ("va", "varchar[]", &["'{a,b}'"], "to_json(c)::text"),
+    ("ua", "uuid[]", &["'{6ba7b810-9dad-11d1-80b4-00c04fd430c8}'"], "to_json(c)::text"),
+    ("na", "numeric[]", &["'{1.50,NULL,-3}'"], "to_json(c::text[])::text"),
+    ("oa", "bool[]", &["'{t,f,NULL}'"], "to_json(c)::text"),
+    ("da", "date[]", &["'{2024-02-29,NULL}'"], "to_json(c)::text"),
+    ("sa", "timestamp[]", &["'{2024-02-29 12:34:56.789}'"], "to_json(c)::text"),
+    ("za", "timestamptz[]", &["'{2024-02-29 12:34:56.789+02,NULL}'"], "replace(to_json(c)::text, '+00:00', 'Z')"),
+    ("ja", "jsonb[]", &["ARRAY['{\"a\": [1]}'::jsonb, NULL]"], "to_json(c)::text"),
+    ("ma", "mood[]", &["ARRAY['sad', 'very ok']::mood[]"], "to_json(c)::text"),
     ("bi", "bit", &["B'1'"], "to_json(c::text)::text"),
     ("mo", "mood", &["'sad'", "'very ok'"], "to_json(c::text)::text"),
     ("dm", "int4", &["5"], "c::text"),
@@ -150,4 +160,33 @@ fn keys_of_every_plain_type_are_canonical() {
         (topic.records[0].key.as_str(), topic.records[2].key.as_str()),
         (key, key)
     );
+}
+
+#[test]
+fn array_of_several_dimensions_is_a_dead_letter_unless_declared_as_text() {
+    let database = Database::new();
+    database.sql(
+        "CREATE TABLE orders (id bigint PRIMARY KEY, tags text[]); INSERT INTO orders VALUES (1, '{a}'), (2, '{{secret,b}}');
+         CREATE TABLE grids (id bigint PRIMARY KEY, cells int[]); INSERT INTO grids VALUES (1, '{{1,2},{3,4}}')",
+    );
+    let setting = Setting::new(
+        &database,
+        &["orders(id int8, tags text[]?)", "grids(id int8, cells text?)"],
+    );
+    let connector = setting.start(&database);
+    let mut topic = setting.topic();
+    topic.wait("the snapshot", |records| records.len() == 5);
+    connector.wait_for(State::Running);
+    let rows = topic.rows();
+    assert_eq!(rows[r#"["orders","1"]"#], r#"{"id":"1","tags":["a"]}"#);
+    assert_eq!(rows[r#"["grids","1"]"#], r#"{"id":"1","cells":"{{1,2},{3,4}}"}"#);
+    let missing = topic
+        .records
+        .iter()
+        .find(|r| r.key == r#"["~missing","orders","2"]"#)
+        .unwrap();
+    assert!(missing.value.is_none());
+    connector.stop().unwrap();
+    let mut dead = setting.dead_letters();
+    dead.wait("the dead letter", |records| records.len() == 1);
 }

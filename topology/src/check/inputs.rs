@@ -360,7 +360,7 @@ fn check_event(cx: &Context<'_>, event: &model::Event) -> Option<Event> {
         let Some(field) = row.fields.get(*at) else { continue };
         if matches!(
             field.ty,
-            Type::List(_) | Type::Row(_) | Type::Opaque(_) | Type::Bytes | Type::Double
+            Type::List(_) | Type::Row(_) | Type::Json | Type::Opaque(_) | Type::Bytes | Type::Double
         ) {
             let message = format!("key field `{}` of {what} has type {}", name.value, field.declared);
             cx.add(Problem::error(name.span.clone(), message).help("use integer and string fields in a key"));

@@ -203,7 +203,7 @@ fn resolve_bucket(cx: &Context<'_>, view: &model::View, template: &Template, row
 /// The fix for a column that cannot be a bucket parameter.
 fn unfit(field: &Field) -> Option<&'static str> {
     match (&field.ty, field.form) {
-        (Type::Text | Type::Int | Type::Bool, _) | (Type::Timestamp, Form::Date) => None,
+        (Type::Text | Type::Decimal | Type::Int | Type::Bool, _) | (Type::Timestamp, Form::Date) => None,
         (Type::Timestamp, _) => {
             Some("use a date, an integer or a text; a timestamp would create a bucket for almost every row")
         }

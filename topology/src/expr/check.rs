@@ -201,12 +201,8 @@ impl<'c> Checker<'c> {
         self.paths.insert(vec![at]);
         let field = self.row.fields.get(at)?;
         let nullable = field.nullable && !facts.holds(&[at]);
-        Some(typed_field(
-            field,
-            nullable,
-            Node::Column(at, field.form),
-            ast.span.clone(),
-        ))
+        let node = whole(field, Node::Column(at, field.form));
+        Some(typed_field(field, nullable, node, ast.span.clone()))
     }
 
     fn unknown(&self, name: &str) -> (String, String) {
@@ -237,6 +233,9 @@ impl<'c> Checker<'c> {
             return self.column(ast, name, facts);
         }
         let record = self.check(of, facts)?;
+        if record.ty == Type::Json {
+            return Some(json_field(record, name, ast.span.clone()));
+        }
         // An unknown field is reported first, because a guard would not help.
         let at = match &record.ty {
             Type::Row(row) => self.field_of(ast, of, row, name)?,
@@ -245,14 +244,18 @@ impl<'c> Checker<'c> {
         let record = self.present(record, "fields of null cannot be read")?;
         let Type::Row(row) = &record.ty else {
             let message = format!("{}, which has no fields", self.describe(&record));
-            self.error(ast.span.clone(), message, "only nested records of events have fields");
+            self.error(
+                ast.span.clone(),
+                message,
+                "only nested records of events and JSON documents have fields",
+            );
             return None;
         };
         let field = row.fields.get(at)?;
         let path = facts::path(ast, self.row);
         let known = path.as_ref().is_some_and(|path| facts.holds(path));
         self.paths.extend(path);
-        let node = Node::Field(Box::new(record.node), at, field.form);
+        let node = whole(field, Node::Field(Box::new(record.node), at, field.form));
         Some(typed_field(field, field.nullable && !known, node, ast.span.clone()))
     }
 
@@ -327,7 +330,8 @@ impl<'c> Checker<'c> {
             );
             return None;
         }
-        if typed.nullable {
+        // Operations on a value of a JSON document are false for every value of another type, also for null.
+        if typed.nullable && typed.ty != Type::Json {
             let help = format!("{why}; add a guard: `{written} != null && …`");
             self.error(typed.span.clone(), format!("`{written}` may be null"), help);
             return None;
@@ -377,6 +381,32 @@ impl<'c> Checker<'c> {
     }
 }
 
+/// The node of a field; of a JSON document, the node of its root.
+fn whole(field: &Field, node: Node) -> Node {
+    match field.ty {
+        Type::Json => Node::JsonPath(Box::new(node), Vec::new()),
+        _ => node,
+    }
+}
+
+/// A field of a value in a JSON document.
+fn json_field(of: Typed, name: &str, span: Range<usize>) -> Typed {
+    let node = match of.node {
+        Node::JsonPath(document, mut path) => {
+            path.push(name.to_owned());
+            Node::JsonPath(document, path)
+        }
+        other => other,
+    };
+    Typed {
+        ty: Type::Json,
+        nullable: true,
+        node,
+        span,
+        declared: None,
+    }
+}
+
 fn typed_field(field: &Field, nullable: bool, node: Node, span: Range<usize>) -> Typed {
     Typed {
         ty: field.ty.clone(),
@@ -396,7 +426,14 @@ fn into_static(value: Value<'_>) -> Value<'static> {
         Value::Double(d) => Value::Double(d),
         Value::Timestamp(t) => Value::Timestamp(t),
         Value::Duration(d) => Value::Duration(d),
-        Value::Null | Value::Row(_) | Value::List(..) | Value::Opaque => Value::Null,
+        // Constants are never columns.
+        Value::Null
+        | Value::Row(_)
+        | Value::List(..)
+        | Value::Decimal(_)
+        | Value::JsonText(_)
+        | Value::Json(_)
+        | Value::Opaque => Value::Null,
     }
 }
 
@@ -411,7 +448,7 @@ impl Type {
     }
 
     fn is_number(&self) -> bool {
-        matches!(self, Type::Int | Type::Double)
+        matches!(self, Type::Int | Type::Double | Type::Decimal)
     }
 
     /// Whether `==` and `in` can compare values of the two types.
@@ -419,6 +456,9 @@ impl Type {
         match (self, other) {
             (Type::Null, _) | (_, Type::Null) => true,
             (Type::List(_) | Type::Row(_) | Type::Opaque(_), _) => false,
+            (Type::Json, other) | (other, Type::Json) => {
+                other.is_number() || matches!(other, Type::Json | Type::Text | Type::Bool)
+            }
             (a, b) => a == b || (a.is_number() && b.is_number()),
         }
     }
@@ -436,6 +476,8 @@ impl fmt::Display for Type {
             Type::Duration => "duration",
             Type::List(_) => "list",
             Type::Row(_) => "record",
+            Type::Decimal => "decimal",
+            Type::Json => "JSON value",
             Type::Opaque(name) => name,
             Type::Null => "null",
         })

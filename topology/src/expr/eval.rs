@@ -4,9 +4,9 @@
 //! `||` decides the result, an error of the other operand has no effect. Comparing columns with literals does not
 //! allocate.
 
-use super::time;
 use super::types::Form;
 use super::value::Value;
+use super::{decimal, time};
 use regex::Regex;
 use schemas::codec::Datum;
 use std::borrow::Cow;
@@ -120,6 +120,8 @@ pub(super) enum Node {
     Const(Value<'static>),
     Column(usize, Form),
     Field(Box<Node>, usize, Form),
+    /// A value in a JSON document, by the names of the fields from its root.
+    JsonPath(Box<Node>, Vec<String>),
     Not(Box<Node>),
     And(Box<Node>, Box<Node>),
     Or(Box<Node>, Box<Node>),
@@ -150,6 +152,10 @@ impl Node {
             Node::Column(at, form) => read(row.get(*at), *form),
             Node::Field(of, at, form) => match of.eval(row)? {
                 Value::Row(inner) => read(inner.get(*at), *form),
+                _ => Value::Null,
+            },
+            Node::JsonPath(document, path) => match document.eval(row)? {
+                Value::JsonText(text) => json_at(text, path),
                 _ => Value::Null,
             },
             Node::If(condition, yes, no) => {
@@ -201,6 +207,11 @@ impl Node {
                 let value = value.eval(row)?;
                 match list.eval(row)? {
                     Value::List(items, form) => items.iter().any(|item| equal(&value, &read(Some(item), form))),
+                    Value::Json(serde_json::Value::Array(items)) => {
+                        items.into_iter().any(|item| equal(&value, &of_json(item)))
+                    }
+                    // Another value of a JSON document.
+                    _ if matches!(**list, Node::JsonPath(..)) => false,
                     _ => return Err(Fail::at(&NOWHERE, EvalErrorKind::Type)),
                 }
             }
@@ -216,6 +227,7 @@ impl Node {
             Node::Const(_)
             | Node::Column(..)
             | Node::Field(..)
+            | Node::JsonPath(..)
             | Node::Arith(..)
             | Node::Negate(..)
             | Node::Size(_)
@@ -235,6 +247,8 @@ fn is_text(datum: Option<&Datum<'_>>, text: &str) -> bool {
 fn read<'v>(datum: Option<&'v Datum<'v>>, form: Form) -> Value<'v> {
     match (datum, form) {
         (None | Some(Datum::Null), _) => Value::Null,
+        (Some(Datum::Str(text)), Form::Decimal) => Value::Decimal(text),
+        (Some(Datum::Str(text)), Form::Json) => Value::JsonText(text),
         (Some(Datum::Str(text)), _) => Value::Text(Cow::Borrowed(text)),
         (Some(Datum::Long(i)), Form::Plain) => Value::Int(*i),
         (Some(Datum::Int(i)), Form::Plain) => Value::Int(i64::from(*i)),
@@ -250,6 +264,34 @@ fn read<'v>(datum: Option<&'v Datum<'v>>, form: Form) -> Value<'v> {
         (Some(Datum::Record(fields)), _) => Value::Row(fields),
         (Some(Datum::Array(items)), form) => Value::List(items, form),
         (Some(_), _) => Value::Opaque,
+    }
+}
+
+/// The value at a path of a JSON document; null if the path does not exist.
+fn json_at(text: &str, path: &[String]) -> Value<'static> {
+    let Ok(mut value) = serde_json::from_str::<serde_json::Value>(text) else {
+        return Value::Opaque;
+    };
+    for name in path {
+        match value.get_mut(name) {
+            Some(inner) => value = inner.take(),
+            None => return Value::Null,
+        }
+    }
+    of_json(value)
+}
+
+fn of_json(value: serde_json::Value) -> Value<'static> {
+    match value {
+        serde_json::Value::Null => Value::Null,
+        serde_json::Value::Bool(b) => Value::Bool(b),
+        serde_json::Value::Number(n) => match (n.as_i64(), n.as_f64()) {
+            (Some(i), _) => Value::Int(i),
+            (None, Some(d)) => Value::Double(d),
+            (None, None) => Value::Opaque,
+        },
+        serde_json::Value::String(text) => Value::Text(Cow::Owned(text)),
+        nested => Value::Json(nested),
     }
 }
 
@@ -322,6 +364,7 @@ fn equal(a: &Value<'_>, b: &Value<'_>) -> bool {
         (Value::Int(i), Value::Double(d)) | (Value::Double(d), Value::Int(i)) => {
             order_mixed(*i, *d) == Some(Ordering::Equal)
         }
+        (Value::Decimal(_), _) | (_, Value::Decimal(_)) => order(a, b) == Some(Ordering::Equal),
         (a, b) => a == b,
     }
 }
@@ -333,6 +376,10 @@ fn order(a: &Value<'_>, b: &Value<'_>) -> Option<Ordering> {
         (Value::Double(a), Value::Double(b)) => a.partial_cmp(b),
         (Value::Int(i), Value::Double(d)) => order_mixed(*i, *d),
         (Value::Double(d), Value::Int(i)) => order_mixed(*i, *d).map(Ordering::reverse),
+        (Value::Decimal(a), Value::Decimal(b)) => decimal::compare(a, b),
+        (Value::Decimal(a), Value::Int(i)) => decimal::compare(a, &i.to_string()),
+        (Value::Decimal(a), Value::Double(d)) => decimal::compare_double(a, *d),
+        (Value::Int(_) | Value::Double(_), Value::Decimal(_)) => order(b, a).map(Ordering::reverse),
         (Value::Text(a), Value::Text(b)) => Some(a.cmp(b)),
         (Value::Bytes(a), Value::Bytes(b)) => Some(a.cmp(b)),
         (Value::Bool(a), Value::Bool(b)) => Some(a.cmp(b)),
@@ -444,11 +491,18 @@ impl Convert {
                 (d > -INTEGERS_END && d < INTEGERS_END).then(|| Value::Int(whole_to_int(d.trunc())))
             }
             (Convert::Int, Value::Text(text)) => text.parse().ok().map(Value::Int),
+            // As for doubles, the fraction is dropped.
+            (Convert::Int, Value::Decimal(text)) => {
+                let whole = text.split_once('.').map_or(text, |(whole, _)| whole);
+                whole.parse().ok().map(Value::Int)
+            }
             (Convert::Int, Value::Timestamp(t)) => Some(Value::Int(t.div_euclid(time::MICROS_PER_SECOND))),
             (Convert::Double, Value::Double(d)) => Some(Value::Double(d)),
             (Convert::Double, Value::Int(i)) => Some(Value::Double(int_to_double(i))),
             (Convert::Double, Value::Text(text)) => text.parse().ok().map(Value::Double),
+            (Convert::Double, Value::Decimal(text)) => text.parse().ok().map(Value::Double),
             (Convert::Text, Value::Text(text)) => Some(Value::Text(text)),
+            (Convert::Text, Value::Decimal(text)) => Some(Value::Text(Cow::Borrowed(text))),
             (Convert::Text, Value::Int(i)) => Some(Value::Text(Cow::Owned(i.to_string()))),
             (Convert::Text, Value::Bool(b)) => Some(Value::Text(Cow::Borrowed(if b { "true" } else { "false" }))),
             (Convert::Text, Value::Timestamp(t)) => time::write_timestamp(t).map(|text| Value::Text(Cow::Owned(text))),

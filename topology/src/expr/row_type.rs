@@ -50,7 +50,8 @@ fn of_type(schema: &Schema, id: TypeId, levels: usize) -> (Type, Form) {
         (Kind::Long, Some(Logical::TimestampMillis | Logical::LocalTimestampMillis)) => (Type::Timestamp, Form::Millis),
         (_, Some(Logical::Decimal { .. })) => opaque("decimal"),
         (_, Some(Logical::TimeMillis | Logical::TimeMicros)) => opaque("time"),
-        (Kind::String, _) if ty.is_json() => opaque("json"),
+        (Kind::String, _) if ty.is_json() => (Type::Json, Form::Json),
+        (Kind::String, _) if ty.pg.as_deref() == Some("numeric") => (Type::Decimal, Form::Decimal),
         (Kind::Boolean, _) => (Type::Bool, Form::Plain),
         (Kind::Int | Kind::Long, _) => (Type::Int, Form::Plain),
         (Kind::Float | Kind::Double, _) => (Type::Double, Form::Plain),
@@ -120,5 +121,46 @@ mod tests {
                     place.within.within.within.within == null";
         assert_eq!(Program::compile(deep, &row_type).unwrap().matches(&row), Ok(false));
         assert!(Program::compile("price > 3", &row_type).is_err());
+    }
+
+    #[test]
+    fn conditions_use_arrays_numbers_and_documents_of_declared_columns() {
+        let columns = [
+            ("tags", "text[]?"),
+            ("members", "uuid[]"),
+            ("counts", "int8[]"),
+            ("seen", "timestamptz[]"),
+            ("prices", "numeric[]"),
+            ("price", "numeric(10,2)?"),
+            ("doc", "jsonb?"),
+        ]
+        .map(|(name, ty)| schemas::pg_types::Column::declared(name, ty));
+        let source = schemas::ids::SourceName::new("shop").unwrap();
+        let table = schemas::ids::TableName::new("orders").unwrap();
+        let text = schemas::pg_types::table_schema(&source, &table, &columns).unwrap();
+        let row_type = RowType::of(&Schema::parse(&text).unwrap());
+        let row = [
+            Datum::Array(vec![Datum::Str("gift"), Datum::Null]),
+            Datum::Array(vec![Datum::Str("6ba7b810-9dad-11d1-80b4-00c04fd430c8")]),
+            Datum::Array(vec![Datum::Long(3)]),
+            Datum::Array(vec![Datum::Long(1_767_225_600_000_000)]),
+            Datum::Array(vec![Datum::Str("9.50")]),
+            Datum::Str("10.00"),
+            Datum::Str(r#"{"status": "open"}"#),
+        ];
+        for condition in [
+            "tags != null && 'gift' in tags && !('x' in tags) && null in tags",
+            "'6ba7b810-9dad-11d1-80b4-00c04fd430c8' in members && size(members) == 1",
+            "3 in counts && timestamp('2026-01-01T00:00:00Z') in seen && 9.5 in prices",
+            "price != null && price > 9.95 && price == 10",
+            "doc.status == 'open'",
+        ] {
+            let program =
+                Program::compile(condition, &row_type).unwrap_or_else(|errors| panic!("{condition}: {errors:?}"));
+            assert_eq!(program.matches(&row), Ok(true), "{condition}");
+        }
+        for condition in ["'gift' in tags", "price == '10.00'", "doc.status + 'x' == 'openx'"] {
+            assert!(Program::compile(condition, &row_type).is_err(), "{condition}");
+        }
     }
 }

@@ -92,6 +92,7 @@ impl Scalar {
             Type::Int => "int8",
             Type::Double => "float8",
             Type::Text => "text",
+            Type::Decimal => "numeric",
             Type::Bytes => "bytea",
             Type::Timestamp => "timestamptz",
             other => {
@@ -125,8 +126,14 @@ impl Scalar {
                 Value::Int(value) | Value::Timestamp(value) => Ok(Cell::Int(value)),
                 Value::Double(value) => Ok(Cell::Double(value)),
                 Value::Text(text) => Ok(Cell::Text(text)),
+                Value::Decimal(text) => Ok(Cell::Text(Cow::Borrowed(text))),
                 Value::Bytes(bytes) => Ok(Cell::Bytes(bytes)),
-                Value::Duration(_) | Value::Row(_) | Value::List(..) | Value::Opaque => Err(fail(EvalErrorKind::Type)),
+                Value::Duration(_)
+                | Value::Row(_)
+                | Value::List(..)
+                | Value::JsonText(_)
+                | Value::Json(_)
+                | Value::Opaque => Err(fail(EvalErrorKind::Type)),
             },
         }
     }
@@ -233,12 +240,11 @@ fn pg_type_of(field: &Field) -> Option<&str> {
         (Type::Double, _) if matches!(declared, "float4" | "float") => "float4",
         (Type::Double, _) => "float8",
         (Type::Text, _) if matches!(declared, "string" | "enum") => "text",
-        (Type::Text, _) => declared,
+        (Type::Text | Type::Decimal | Type::Json, _) => declared,
         (Type::Bytes, _) if declared != "uuid" => "bytea",
         (Type::Timestamp, Form::Date) => "date",
         (Type::Timestamp, _) if declared.starts_with("local-") || declared == "timestamp" => "timestamp",
         (Type::Timestamp, _) => "timestamptz",
-        (Type::Opaque("json"), _) => declared,
         _ => return None,
     })
 }

@@ -40,8 +40,14 @@ fn orders() -> RowType {
             field("rate", Type::Double, "float8", true),
             field("paid", Type::Bool, "bool", true),
             field("at", Type::Timestamp, "timestamptz", false),
-            field("amount", Type::Text, "numeric", false),
-            field("data", Type::Opaque("jsonb"), "jsonb", true),
+            Field {
+                form: Form::Decimal,
+                ..field("amount", Type::Decimal, "numeric", false)
+            },
+            Field {
+                form: Form::Json,
+                ..field("data", Type::Json, "jsonb", true)
+            },
             field("address", Type::Row(Arc::new(address)), "record", true),
             field("tags", Type::List(Box::new(tag)), "list", false),
             field("raw", Type::Bytes, "bytea", false),
@@ -50,6 +56,16 @@ fn orders() -> RowType {
                 form: Form::Date,
                 ..field("day", Type::Timestamp, "date", false)
             },
+            Field {
+                form: Form::Json,
+                ..field("doc", Type::Json, "jsonb", false)
+            },
+            field(
+                "members",
+                Type::List(Box::new(field("items", Type::Int, "int8", true))),
+                "_int8",
+                true,
+            ),
         ],
     }
 }
@@ -70,6 +86,8 @@ fn row() -> Vec<Datum<'static>> {
         Datum::Bytes(b"ab"),
         Datum::Int(3),
         Datum::Int(20455),
+        Datum::Str(r#"{"status": "open", "n": 3, "rate": 0.5, "tags": ["a", 7], "deep": {"a b": true, "null": null}}"#),
+        Datum::Array(vec![Datum::Long(7), Datum::Null]),
     ]
 }
 
@@ -111,6 +129,16 @@ fn conditions_evaluate_over_a_row() {
         "9223372036854775807 > 9223372036854775806.0 || true",
         "false || total / (id - 7) == 1 || true",
         "data == null",
+        "amount > 12 && amount < 12.6 && amount == 12.5 && amount != 12 && 12.50 == amount",
+        "amount in [1, 12.5] && -1 < amount && int(amount) == 12 && string(amount) == '12.50'",
+        "doc.status == 'open' && doc.status != 'done' && doc.status in ['open']",
+        "doc.n == 3 && doc.n > 2 && doc.n <= 3.0 && doc.rate < amount",
+        "has(doc.status) && !has(doc.gone) && doc.gone == null && doc.deep.gone.x == null",
+        "doc.deep['a b'] == true && doc['deep']['null'] == null && row.doc.deep != null",
+        "'a' in doc.tags && 7 in doc.tags && !('b' in doc.tags) && !('a' in doc.status)",
+        "doc.status.startsWith('op') && !doc.n.startsWith('3') && !(doc.status > 3) && !(doc.gone > 3)",
+        "data.status == null && data.status != 'open'",
+        "members != null && 7 in members && !(8 in members) && id in members && null in members",
         r#"day == timestamp("2026-01-02T00:00:00Z") && day > at"#,
     ];
     for condition in holds {

@@ -11,8 +11,10 @@ pub enum Type {
     Int,
     /// Floating point numbers.
     Double,
-    /// Strings, and all types that are published as text (`numeric`, `uuid`, enums).
+    /// Strings, and most types that are published as text (`uuid`, enums).
     Text,
+    /// Decimal numbers (`numeric`), which are published as text.
+    Decimal,
     /// Bytes.
     Bytes,
     /// Timestamps. A date counts as midnight UTC, and a timestamp without time zone as UTC.
@@ -23,7 +25,9 @@ pub enum Type {
     List(Box<Field>),
     /// A nested record.
     Row(Arc<RowType>),
-    /// A type that only supports `== null` and `!= null`. The name, such as `jsonb`, is for messages.
+    /// A JSON document (`json`, `jsonb`), or a value in it, whose type is known only for a row.
+    Json,
+    /// A type that only supports `== null` and `!= null`. The name, such as `map`, is for messages.
     Opaque(&'static str),
     /// The type of `null`.
     Null,
@@ -40,6 +44,10 @@ pub enum Form {
     Millis,
     /// A `Long` of microseconds since 1970.
     Micros,
+    /// The text of a decimal number.
+    Decimal,
+    /// The text of a JSON document.
+    Json,
 }
 
 /// A field of a row.

@@ -13,6 +13,12 @@ pub(super) enum Value<'v> {
     Int(i64),
     Double(f64),
     Text(Cow<'v, str>),
+    /// A decimal number, as PostgreSQL prints it.
+    Decimal(&'v str),
+    /// The text of a JSON document.
+    JsonText(&'v str),
+    /// A list or an object in a JSON document.
+    Json(serde_json::Value),
     Bytes(Cow<'v, [u8]>),
     /// Microseconds since 1970 in UTC; the maximum and minimum are infinity and -infinity.
     Timestamp(i64),

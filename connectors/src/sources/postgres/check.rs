@@ -7,7 +7,7 @@ use super::catalog::{self, Catalog, Column, Publication, Table};
 use super::server::{Server, Sql, identifier};
 use crate::error::{Error, Result};
 use schemas::ids::TableName;
-use schemas::pg_types::{AvroType, Column as DeclaredColumn};
+use schemas::pg_types::{self, AvroType, Column as DeclaredColumn};
 
 /// A table, as declared in the topology.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -355,9 +355,30 @@ pub(super) fn widens(from: &str, to: &str) -> bool {
 
 /// Whether values of the actual type have the same representation as the declared type, in Avro and on devices.
 pub(super) fn fits(declared: &str, actual: &Column) -> bool {
+    fits_type(declared, &actual.type_name)
+}
+
+/// Types whose values are more than their text: conditions compare numbers and read JSON documents.
+const DISTINCT: [&str; 3] = ["numeric", "json", "jsonb"];
+
+fn fits_type(declared: &str, actual: &str) -> bool {
+    let same_kind = match (AvroType::of(declared), AvroType::of(actual)) {
+        (AvroType::Array, AvroType::Array) => {
+            let items = pg_types::item_of(declared).zip(pg_types::item_of(actual));
+            return items.is_some_and(|(declared, actual)| fits_type(declared, actual));
+        }
+        // PostgreSQL's text output, for arrays of several dimensions.
+        (AvroType::Text, AvroType::Array) => declared == "text",
+        (declared, actual) => declared == actual,
+    };
     let json = |name| matches!(name, "json" | "jsonb");
-    let actual = actual.type_name.as_str();
-    AvroType::of(declared) == AvroType::of(actual) && json(declared) == json(actual)
+    let is_distinct = |name: &str| DISTINCT.contains(&name);
+    let same_values = if is_distinct(declared) || is_distinct(actual) {
+        declared == actual || (json(declared) && json(actual)) || (declared == "text" && actual == "numeric")
+    } else {
+        true
+    };
+    same_kind && same_values
 }
 
 /// Creates the publication, or adds missing tables to it.

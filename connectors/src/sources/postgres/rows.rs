@@ -1,15 +1,17 @@
 //! Encodes rows of one table: values as text become the record key and the Avro value.
 //!
 //! Encoding a row of scalar columns does not allocate once the buffers have grown, and does not look up names. A value
-//! that cannot be encoded is an error with the table and the column; values are never changed to make them encodable.
+//! that cannot be encoded is an error with the table and the column, and without the value, because errors are logged;
+//! values are never changed to make them encodable.
 
+use super::arrays::{self, ArrayError};
 use super::pgoutput::Value;
 use super::text;
 use crate::error::{Error, Result};
 use schemas::codec::{self, Datum, Row};
 use schemas::ids::{SchemaId, TableName};
 use schemas::key::KeyWriter;
-use schemas::schema::{Kind, Logical, Schema, Type};
+use schemas::schema::{Field, Kind, Logical, Schema, Type};
 use schemas::wire;
 use std::ops::Range;
 use std::sync::Arc;
@@ -74,8 +76,102 @@ impl Form {
 #[derive(Debug)]
 struct Column {
     name: Box<str>,
+    /// The parser of the value, or of each item of an array.
     form: Form,
+    is_array: bool,
     nullable: bool,
+}
+
+impl Column {
+    fn of(schema: &Schema, field: &Field) -> Option<Self> {
+        let ty = schema.ty(schema.required(field.ty));
+        let (item, is_array) = match &ty.kind {
+            Kind::Array(items) => (schema.ty(schema.required(*items)), true),
+            _ => (ty, false),
+        };
+        Some(Column {
+            name: field.column().into(),
+            form: Form::of(item)?,
+            is_array,
+            nullable: schema.takes_null(field.ty),
+        })
+    }
+
+    /// Whether values are decoded into a buffer before they are encoded.
+    fn needs_buffer(&self) -> bool {
+        self.is_array || self.form == Form::Bytes
+    }
+
+    /// Decodes a value into the buffers. Returns a range of bytes, or of items if it is an array.
+    fn decode(&self, text: &[u8], decoded: &mut Decoded) -> std::result::Result<Range<usize>, Invalid> {
+        if !self.is_array {
+            let from = decoded.bytes.len();
+            let is_valid = text::bytea(text, &mut decoded.bytes);
+            return if is_valid {
+                Ok(from..decoded.bytes.len())
+            } else {
+                Err(Invalid::Format)
+            };
+        }
+        let from = decoded.items.len();
+        arrays::parse(text, &mut decoded.bytes, &mut decoded.items).map_err(|error| match error {
+            ArrayError::Dimensions => Invalid::Dimensions,
+            ArrayError::Syntax => Invalid::Format,
+        })?;
+        if self.form == Form::Bytes {
+            for item in decoded.items.iter_mut().skip(from).flatten() {
+                let text = decoded.bytes.get(item.clone()).unwrap_or_default().to_vec();
+                let start = decoded.bytes.len();
+                if !text::bytea(&text, &mut decoded.bytes) {
+                    return Err(Invalid::Format);
+                }
+                *item = start..decoded.bytes.len();
+            }
+        }
+        Ok(from..decoded.items.len())
+    }
+
+    /// A value that was decoded into a range of the buffers.
+    fn decoded<'b>(&self, range: Range<usize>, decoded: &'b Decoded) -> Option<Datum<'b>> {
+        if !self.is_array {
+            return Some(Datum::Bytes(decoded.bytes.get(range)?));
+        }
+        let item = |item: &Option<Range<usize>>| {
+            let Some(range) = item else { return Some(Datum::Null) };
+            let bytes = decoded.bytes.get(range.clone())?;
+            if self.form == Form::Bytes {
+                Some(Datum::Bytes(bytes))
+            } else {
+                self.form.read(bytes)
+            }
+        };
+        decoded
+            .items
+            .get(range)?
+            .iter()
+            .map(item)
+            .collect::<Option<Vec<_>>>()
+            .map(Datum::Array)
+    }
+
+    /// Placeholder for an unchanged TOAST value. Readers ignore it, because the column is listed in `_unchanged`.
+    fn placeholder(&self) -> Datum<'static> {
+        if self.nullable {
+            Datum::Null
+        } else if self.is_array {
+            Datum::Array(Vec::new())
+        } else {
+            self.form.placeholder()
+        }
+    }
+}
+
+/// Why a value cannot be encoded.
+#[derive(Debug, Clone, Copy)]
+enum Invalid {
+    Format,
+    /// It is an array of several dimensions.
+    Dimensions,
 }
 
 /// Encoder of one table.
@@ -86,15 +182,24 @@ pub(super) struct Table {
     id: SchemaId,
     columns: Vec<Column>,
     key: Vec<usize>,
-    has_bytes: bool,
+    needs_buffer: bool,
 }
 
 /// Reusable buffers, shared by the rows of all tables.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
     row: Row<'static>,
-    bytes: Vec<u8>,
+    decoded: Decoded,
+    /// The decoded value of each column.
     ranges: Vec<Option<Range<usize>>>,
+}
+
+/// Values that are not parts of the received text.
+#[derive(Debug, Default)]
+struct Decoded {
+    bytes: Vec<u8>,
+    /// Items of arrays, as ranges of `bytes`; `None` for a null.
+    items: Vec<Option<Range<usize>>>,
 }
 
 impl Table {
@@ -108,28 +213,24 @@ impl Table {
         let count = fields.len().saturating_sub(1);
         let mut columns = Vec::with_capacity(count);
         for field in fields.iter().take(count) {
-            let ty = schema.required(field.ty);
-            let Some(form) = Form::of(schema.ty(ty)) else {
+            let Some(column) = Column::of(&schema, field) else {
+                let ty = schema.required(field.ty);
                 return Err(Error::Unpublishable {
                     what: format!("table {name}, column {}", field.column()),
                     reason: format!("its schema has type {}, which no column can have", schema.describe(ty)),
                     fix: String::from("report this as a bug"),
                 });
             };
-            columns.push(Column {
-                name: field.column().into(),
-                form,
-                nullable: schema.takes_null(field.ty),
-            });
+            columns.push(column);
         }
-        let has_bytes = columns.iter().any(|c| c.form == Form::Bytes);
+        let needs_buffer = columns.iter().any(Column::needs_buffer);
         Ok(Table {
             name,
             schema,
             id,
             columns,
             key,
-            has_bytes,
+            needs_buffer,
         })
     }
 
@@ -171,12 +272,16 @@ impl Table {
             };
             return Err(self.column_error(at, reason));
         };
-        let mut bytes = Vec::new();
-        let datum = match column.form {
-            Form::Bytes => text::bytea(text, &mut bytes).then_some(Datum::Bytes(&bytes)),
-            form => form.read(text),
+        let mut decoded = Decoded::default();
+        let datum = if column.needs_buffer() {
+            let range = column
+                .decode(text, &mut decoded)
+                .map_err(|invalid| self.invalid_value(at, invalid))?;
+            column.decoded(range, &decoded)
+        } else {
+            column.form.read(text)
         };
-        let datum = datum.ok_or_else(|| self.invalid_value(at, text))?;
+        let datum = datum.ok_or_else(|| self.invalid_value(at, Invalid::Format))?;
         let ty = self.schema.fields().get(at).map(|f| self.schema.required(f.ty));
         let ty = ty.ok_or_else(|| self.column_error(at, "its schema has no field for it"))?;
         Ok(key.datum(&self.schema, ty, &datum))
@@ -186,28 +291,25 @@ impl Table {
     pub(super) fn write_value(&self, values: &[Value<'_>], buffers: &mut Buffers, out: &mut Vec<u8>) -> Result<()> {
         out.clear();
         wire::frame(self.id, out);
-        if self.has_bytes {
-            self.decode_bytes(values, buffers)?;
+        if self.needs_buffer {
+            self.decode(values, buffers)?;
         }
         let mut row: Row<'_> = codec::recycle(std::mem::take(&mut buffers.row));
         let mut unchanged = Vec::new();
         for (at, (column, value)) in self.columns.iter().zip(values).enumerate() {
-            row.push(match value {
-                Value::Text(_) if column.form == Form::Bytes => {
-                    let range = buffers.ranges.get(at).cloned().flatten().unwrap_or_default();
-                    Datum::Bytes(buffers.bytes.get(range).unwrap_or_default())
+            let datum = match value {
+                Value::Text(_) if column.needs_buffer() => {
+                    let range = buffers.ranges.get(at).cloned().flatten();
+                    range.and_then(|range| column.decoded(range, &buffers.decoded))
                 }
-                Value::Text(text) => column.form.read(text).ok_or_else(|| self.invalid_value(at, text))?,
-                Value::Null => Datum::Null,
+                Value::Text(text) => column.form.read(text),
+                Value::Null => Some(Datum::Null),
                 Value::Unchanged => {
                     unchanged.push(Datum::Str(&column.name));
-                    if column.nullable {
-                        Datum::Null
-                    } else {
-                        column.form.placeholder()
-                    }
+                    Some(column.placeholder())
                 }
-            });
+            };
+            row.push(datum.ok_or_else(|| self.invalid_value(at, Invalid::Format))?);
         }
         row.push(if unchanged.is_empty() {
             Datum::Null
@@ -223,31 +325,46 @@ impl Table {
         })
     }
 
-    /// Decodes all `bytea` values first, so that the row can borrow the values from one buffer.
-    fn decode_bytes(&self, values: &[Value<'_>], buffers: &mut Buffers) -> Result<()> {
-        buffers.bytes.clear();
-        buffers.ranges.clear();
+    /// Decodes all values that need a buffer first, so that the row can borrow the values from one buffer.
+    fn decode(&self, values: &[Value<'_>], buffers: &mut Buffers) -> Result<()> {
+        let Buffers { decoded, ranges, .. } = buffers;
+        decoded.bytes.clear();
+        decoded.items.clear();
+        ranges.clear();
         for (at, (column, value)) in self.columns.iter().zip(values).enumerate() {
             let range = match value {
-                Value::Text(text) if column.form == Form::Bytes => {
-                    let from = buffers.bytes.len();
-                    if !text::bytea(text, &mut buffers.bytes) {
-                        return Err(self.invalid_value(at, text));
-                    }
-                    Some(from..buffers.bytes.len())
-                }
+                Value::Text(text) if column.needs_buffer() => Some(
+                    column
+                        .decode(text, decoded)
+                        .map_err(|invalid| self.invalid_value(at, invalid))?,
+                ),
                 _ => None,
             };
-            buffers.ranges.push(range);
+            ranges.push(range);
         }
         Ok(())
     }
 
     #[cold]
-    fn invalid_value(&self, at: usize, text: &[u8]) -> Error {
-        let excerpt: String = String::from_utf8_lossy(text).chars().take(60).collect();
-        let form = self.columns.get(at).map_or(Form::Text, |c| c.form);
-        self.column_error(at, &format!("{excerpt:?} is not a valid {form:?} value"))
+    fn invalid_value(&self, at: usize, invalid: Invalid) -> Error {
+        let column = self.columns.get(at);
+        let name = column.map_or("?", |c| &c.name);
+        match invalid {
+            Invalid::Dimensions => Error::Unpublishable {
+                what: format!("table {}, column {name}", self.name),
+                reason: String::from("the array has several dimensions, which has no equivalent in Avro"),
+                fix: format!("declare column {name} of [[table]] {} as text", self.name),
+            },
+            Invalid::Format => {
+                let form = column.map_or(Form::Text, |c| c.form);
+                let items = if column.is_some_and(|c| c.is_array) {
+                    "array of "
+                } else {
+                    ""
+                };
+                self.column_error(at, &format!("the value is not a valid {items}{form:?} value"))
+            }
+        }
     }
 
     #[cold]

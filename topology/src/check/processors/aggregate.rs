@@ -196,7 +196,7 @@ fn check_names(cx: &Context<'_>, group: &At<Entries>, fields: &At<Entries>, wind
 
 fn group_column(cx: &Context<'_>, name: &At<String>, written: &At<String>, scalar: &Scalar) -> Option<Column> {
     let column = common::output_column(cx, name, written, scalar)?;
-    if matches!(scalar.ty(), Type::Double | Type::Bytes | Type::Opaque(_)) {
+    if matches!(scalar.ty(), Type::Double | Type::Bytes | Type::Json | Type::Opaque(_)) {
         let message = format!(
             "cannot group by `{}`: values of type {} have no unique text form",
             scalar.text(),

@@ -300,7 +300,7 @@ fn key_form(field: &Field) -> Option<AvroType> {
     );
     let scalar = scalar.ok()?;
     match scalar.ty() {
-        Type::Double | Type::Bytes | Type::Opaque(_) => None,
+        Type::Double | Type::Bytes | Type::Json | Type::Opaque(_) => None,
         _ => match AvroType::of(scalar.pg_type()?) {
             AvroType::Uuid => Some(AvroType::Text),
             form => Some(form),

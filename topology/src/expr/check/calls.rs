@@ -2,7 +2,7 @@
 //! written.
 
 use super::facts::Facts;
-use super::{Checker, Typed};
+use super::{Checker, Typed, json_field};
 use crate::expr::eval::{Arith, Compare, Convert, Node, TextTest};
 use crate::expr::parse::{Ast, Kind};
 use crate::expr::types::Type;
@@ -38,12 +38,11 @@ fn typed(ty: Type, node: Node, span: Range<usize>) -> Typed {
     }
 }
 
-/// The function that converts a string to a number for use with `other`; a `numeric` can have a fraction.
-fn number_of(text: &Typed, other: &Type) -> Type {
-    if text.declared.as_deref() == Some("numeric") {
-        Type::Double
-    } else {
-        other.clone()
+/// The function that converts a string to a number for use with `other`.
+fn number_of(other: &Type) -> Type {
+    match other {
+        Type::Decimal => Type::Double,
+        other => other.clone(),
     }
 }
 
@@ -117,14 +116,22 @@ impl Checker<'_> {
                     },
                 ],
             ) if self.is_row(of) => self.column(ast, name, facts),
-            ("_[_]", _) => {
-                self.error(
-                    site.span,
-                    "indexing is not supported",
-                    "to read a column, write `row[\"name\"]`",
-                );
-                None
+            (
+                "_[_]",
+                [
+                    of,
+                    Ast {
+                        kind: Kind::Text(name), ..
+                    },
+                ],
+            ) => {
+                let of = self.check(of, facts)?;
+                if of.ty == Type::Json {
+                    return Some(json_field(of, name, site.span));
+                }
+                self.cannot_index(site.span)
             }
+            ("_[_]", _) => self.cannot_index(site.span),
             ("startsWith", [a, b]) if method => self.text_test(TextTest::StartsWith, a, b, site),
             ("endsWith", [a, b]) if method => self.text_test(TextTest::EndsWith, a, b, site),
             ("contains", [a, b]) if method => self.text_test(TextTest::Contains, a, b, site),
@@ -137,6 +144,12 @@ impl Checker<'_> {
             ("duration", [a]) if !method => self.convert(Convert::Duration, Type::Duration, a, site),
             _ => self.unknown_function(function, site.span),
         }
+    }
+
+    fn cannot_index(&mut self, span: Range<usize>) -> Option<Typed> {
+        let help = "to read a column, write `row[\"name\"]`; to read a field of a JSON document, write `doc[\"name\"]`";
+        self.error(span, "indexing is only supported for names of fields", help);
+        None
     }
 
     fn unknown_function(&mut self, function: &str, span: Range<usize>) -> Option<Typed> {
@@ -287,7 +300,7 @@ impl Checker<'_> {
                 Node::Const(Value::Text(value)) if value.parse::<f64>().is_ok() => {
                     format!("remove the quotes: `{value}`")
                 }
-                _ => format!("convert the string: `{}({text_written})`", number_of(text, ty)),
+                _ => format!("convert the string: `{}({text_written})`", number_of(ty)),
             },
             (Type::Text, Type::Timestamp) if is_literal => {
                 format!("convert it: `timestamp({})`", instant_of(text_written))
@@ -344,6 +357,10 @@ impl Checker<'_> {
         let list = self.check(list, facts)?;
         let list = self.present(list, "null cannot be searched")?;
         let value = value?;
+        if list.ty == Type::Json && value.ty.comparable(&Type::Json) {
+            let node = Node::InColumn(Box::new(value.node), Box::new(list.node));
+            return Some(typed(Type::Bool, node, span));
+        }
         let Type::List(element) = &list.ty else {
             let message = format!("{}, not a list", self.describe(&list));
             self.error(
@@ -389,21 +406,15 @@ impl Checker<'_> {
                 self.describe(&b)
             );
             let help = match (&a.ty, &b.ty) {
+                (Type::Decimal, _) => format!("convert one operand: `double({})`", self.written(&a.span)),
+                (_, Type::Decimal) => format!("convert one operand: `double({})`", self.written(&b.span)),
                 (Type::Int, Type::Double) => format!("convert one operand: `double({})`", self.written(&a.span)),
                 (Type::Double, Type::Int) => format!("convert one operand: `double({})`", self.written(&b.span)),
                 (Type::Text, ty) if ty.is_number() => {
-                    format!(
-                        "convert one operand: `{}({})`",
-                        number_of(&a, ty),
-                        self.written(&a.span)
-                    )
+                    format!("convert one operand: `{}({})`", number_of(ty), self.written(&a.span))
                 }
                 (ty, Type::Text) if ty.is_number() => {
-                    format!(
-                        "convert one operand: `{}({})`",
-                        number_of(&b, ty),
-                        self.written(&b.span)
-                    )
+                    format!("convert one operand: `{}({})`", number_of(ty), self.written(&b.span))
                 }
                 (Type::Double, Type::Double) => String::from("`%` requires integers; convert with int()"),
                 _ => String::from(
@@ -421,7 +432,7 @@ impl Checker<'_> {
         let CallSite { facts, span } = site;
         let a = self.check(a, facts)?;
         let a = self.present(a, "null cannot be used in arithmetic")?;
-        if !a.ty.is_number() {
+        if !matches!(a.ty, Type::Int | Type::Double) {
             let message = format!("unary `-` requires a number; {}", self.describe(&a));
             self.error(span, message, "convert it with int() or double()");
             return None;
@@ -433,7 +444,7 @@ impl Checker<'_> {
     fn text(&mut self, ast: &Ast, facts: &Facts) -> Option<Typed> {
         let a = self.check(ast, facts)?;
         let a = self.present(a, "string methods do not accept null")?;
-        if a.ty != Type::Text {
+        if !matches!(a.ty, Type::Text | Type::Json) {
             let message = format!("string methods require a string; {}", self.describe(&a));
             self.error(
                 a.span.clone(),
@@ -498,9 +509,9 @@ impl Checker<'_> {
         let a = self.check(a, facts)?;
         let a = self.present(a, "null cannot be converted")?;
         let from: &[Type] = match to {
-            Convert::Int => &[Type::Int, Type::Double, Type::Text, Type::Timestamp],
-            Convert::Double => &[Type::Double, Type::Int, Type::Text],
-            Convert::Text => &[Type::Text, Type::Int, Type::Bool, Type::Timestamp],
+            Convert::Int => &[Type::Int, Type::Double, Type::Decimal, Type::Text, Type::Timestamp],
+            Convert::Double => &[Type::Double, Type::Int, Type::Decimal, Type::Text],
+            Convert::Text => &[Type::Text, Type::Int, Type::Decimal, Type::Bool, Type::Timestamp],
             Convert::Timestamp => &[Type::Timestamp, Type::Text, Type::Int],
             Convert::Duration => &[Type::Duration, Type::Text],
         };

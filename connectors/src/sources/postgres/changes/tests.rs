@@ -77,6 +77,7 @@ fn static_content() -> StaticContent {
         type_oid,
         type_modifier: -1,
         type_name: type_name.to_owned(),
+        ..ColumnRecord::default()
     };
     let record = TableRecord {
         oid: RELATION,

@@ -262,3 +262,32 @@ fn publication_must_cover_columns_rows_and_partitions() {
             .contains("partitions of table orders")
     );
 }
+
+#[test]
+fn declared_types_must_have_the_values_of_the_actual_type() {
+    for (declared, actual) in [
+        ("text", "citext"),
+        ("state", "text"),
+        ("int2", "int4"),
+        ("_text", "_varchar"),
+        ("_int4", "_int2"),
+        ("text", "_text"),
+        ("text", "numeric"),
+        ("json", "jsonb"),
+        ("_numeric", "_numeric"),
+    ] {
+        assert!(fits_type(declared, actual), "{declared} {actual}");
+    }
+    for (declared, actual) in [
+        ("numeric", "text"),
+        ("text", "jsonb"),
+        ("text", "int4"),
+        ("_text", "text"),
+        ("varchar", "_text"),
+        ("_text", "_int4"),
+        ("_numeric", "_text"),
+        ("_int4", "_int8"),
+    ] {
+        assert!(!fits_type(declared, actual), "{declared} {actual}");
+    }
+}
