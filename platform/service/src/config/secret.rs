@@ -1,17 +1,30 @@
 //! Secrets: values that are never printed.
 //!
 //! A secret prints and serializes as `***`. References `${env:NAME}` and `${file:PATH}` in its text are resolved when
-//! the configuration is read. Errors name the variable or the file, never the value.
+//! the configuration is read, and again by [`Secret::reload`]. Errors name the variable or the file, never the value.
 
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::sync::Arc;
 
 const NOT_TEXT: &str = "a secret must be a string";
 
 /// A secret: literal text, `${env:NAME}` or `${file:PATH}` (trailing line ends of the file are removed). References may
 /// be part of a longer text, such as a URL.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+#[derive(Clone)]
+pub struct Secret {
+    value: String,
+    /// The text with its references; `None` if it contains none.
+    template: Option<Arc<str>>,
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
+impl Eq for Secret {}
 
 /// Why a secret cannot be resolved.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +52,10 @@ pub enum Error {
 impl Secret {
     /// Creates a secret from its value.
     pub fn new(secret: impl Into<String>) -> Self {
-        Self(secret.into())
+        Self {
+            value: secret.into(),
+            template: None,
+        }
     }
 
     /// Resolves the references in a text.
@@ -71,12 +87,26 @@ impl Secret {
             rest = after;
         }
         out.push_str(rest);
-        Ok(Self(out))
+        Ok(Self {
+            template: (out != text).then(|| Arc::from(text)),
+            value: out,
+        })
+    }
+
+    /// Resolves the references again, so that a file that was replaced is read again.
+    ///
+    /// # Errors
+    /// The reference that cannot be resolved, and the cause.
+    pub fn reload(&self) -> Result<Self, Error> {
+        match &self.template {
+            Some(template) => Self::resolve(template),
+            None => Ok(self.clone()),
+        }
     }
 
     /// The value. Pass it only to the code that authenticates with it.
     pub fn expose(&self) -> &str {
-        &self.0
+        &self.value
     }
 }
 
