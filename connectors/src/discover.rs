@@ -4,7 +4,8 @@
 
 use crate::error::{Error, Result};
 use crate::sources::postgres::catalog::{self, Table};
-use crate::sources::postgres::server::Server;
+use crate::sources::postgres::server::{Server, Settings};
+use service::Secret;
 
 /// The tables of a database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,10 +36,7 @@ pub fn tables(url: &str) -> Result<Database> {
 }
 
 fn parse(url: &str) -> Result<Server> {
-    Server::parse(url).map_err(|e| Error::Rejected {
-        reason: e.to_string(),
-        fix: String::from("use the form postgres://user:password@host:5432/database"),
-    })
+    Server::new(Settings::new(Secret::new(url)))
 }
 
 fn thread_error(source: crate::Cause) -> Error {

@@ -16,7 +16,7 @@ pub(crate) use register::register;
 pub use run::{Context, OnMismatch, run};
 
 use crate::error::{Error, Result};
-use crate::status::TableReport;
+use crate::status::{Handle, TableReport};
 use event_log::OutBatch;
 use std::fmt;
 use std::sync::Arc;
@@ -151,6 +151,10 @@ pub struct Progress {
 pub trait Source {
     /// The position type of the source.
     type Position: Position;
+
+    /// Called once before the source is opened for the first time, inside the runtime. Tasks that report to the handle also
+    /// while the source is closed start here.
+    fn start(&mut self, _handle: &Handle) {}
 
     /// Returns the source's topic if the source writes dead letters to `<topic>.dlq`; `None` if it writes no dead
     /// letters.

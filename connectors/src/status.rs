@@ -29,6 +29,18 @@ pub enum State {
 }
 
 impl State {
+    /// All states.
+    pub const ALL: [State; 8] = [
+        State::Starting,
+        State::Snapshotting,
+        State::Running,
+        State::Paused,
+        State::Retrying,
+        State::Failed,
+        State::NeedsResync,
+        State::Stopped,
+    ];
+
     /// The state's name: `RUNNING`.
     pub fn name(self) -> &'static str {
         match self {
@@ -110,9 +122,24 @@ pub struct Report {
     /// Bytes of the source's log that are not yet acknowledged; `None` while unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag_bytes: Option<u64>,
+    /// Bytes of the source's log that the external system retains for the connector, in every state; `None` while unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retained_bytes: Option<u64>,
+    /// A problem beside the state that an operator must resolve.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alarm: Option<Alarm>,
     /// State of each table.
     #[serde(serialize_with = "serialize_tables")]
     pub tables: Arc<[TableReport]>,
+}
+
+/// A problem beside the state of a connector.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Alarm {
+    /// What is wrong.
+    pub cause: String,
+    /// The command or statement that resolves it.
+    pub fix: String,
 }
 
 fn serialize_tables<S: serde::Serializer>(tables: &Arc<[TableReport]>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -124,6 +151,13 @@ fn serialize_tables<S: serde::Serializer>(tables: &Arc<[TableReport]>, serialize
 pub(crate) struct DesiredState {
     pub(crate) paused: bool,
     pub(crate) resync: bool,
+}
+
+impl DesiredState {
+    /// Whether the source must be closed.
+    pub(crate) fn is_command(&self) -> bool {
+        self.paused || self.resync
+    }
 }
 
 /// Handle to observe and control a running connector. Cheap to clone.
@@ -145,8 +179,11 @@ impl Handle {
             position: String::new(),
             records_total: 0,
             lag_bytes: None,
+            retained_bytes: None,
+            alarm: None,
             tables: Arc::new([]),
         };
+        export_state(connector, State::Starting);
         Handle {
             component: Arc::new(component),
             report: Arc::new(Mutex::new(report)),
@@ -185,33 +222,54 @@ impl Handle {
     }
 
     pub(crate) fn set(&self, state: State, cause: Option<String>, fix: Option<String>) {
-        match (&cause, &fix) {
-            (Some(cause), Some(fix)) => self.component.not_ready(cause, fix),
-            _ if state.is_healthy() => self.report_healthy(&self.report().tables),
-            _ => self
-                .component
-                .not_ready(state.name(), "wait; the process log names the operation in progress"),
-        }
         let mut report = self.lock();
+        if report.state != state {
+            export_state(&report.connector, state);
+        }
         (report.state, report.cause, report.fix) = (state, cause, fix);
+        self.publish(&report);
     }
 
-    /// Reports the connector as ready, unless a table needs a snapshot.
-    fn report_healthy(&self, tables: &[TableReport]) {
-        let stopped: Vec<&TableReport> = tables.iter().filter(|t| t.state == TableState::NeedsSnapshot).collect();
-        let Some(first) = stopped.first() else {
-            return self.component.ready();
+    /// Sets or clears the problem beside the state.
+    pub(crate) fn set_alarm(&self, alarm: Option<Alarm>) {
+        let mut report = self.lock();
+        if report.alarm != alarm {
+            report.alarm = alarm;
+            self.publish(&report);
+        }
+    }
+
+    /// Publishes how much of its log the external system retains, and how much of it is not acknowledged; `None` if it
+    /// retains nothing for this connector.
+    pub(crate) fn set_retained(&self, retained: Option<u64>, unacknowledged: Option<u64>) {
+        let mut report = self.lock();
+        report.retained_bytes = Some(retained.unwrap_or_default());
+        report.lag_bytes = Some(unacknowledged.unwrap_or_default());
+        let labels = [("connector", report.connector.clone())];
+        metrics::gauge!("trunkline_connector_retained_wal_bytes", &labels).set(float(retained.unwrap_or_default()));
+        metrics::gauge!("trunkline_connector_slot_lag_bytes", &labels).set(float(unacknowledged.unwrap_or_default()));
+    }
+
+    /// Publishes readiness: the error or the tables that need a snapshot, and the alarm.
+    fn publish(&self, report: &Report) {
+        let mut problem = match (&report.cause, &report.fix) {
+            (Some(cause), Some(fix)) => Some((cause.clone(), fix.clone())),
+            _ if report.state.is_healthy() => stopped_tables(&report.tables),
+            _ => Some((
+                report.state.name().to_owned(),
+                String::from("wait; the process log names the operation in progress"),
+            )),
         };
-        let texts = stopped.iter().map(|t| {
-            format!(
-                "table {} needs a snapshot: {}",
-                t.table,
-                t.cause.as_deref().unwrap_or_default()
-            )
-        });
-        let cause = texts.collect::<Vec<_>>().join("; ");
-        self.component
-            .not_ready(&cause, first.fix.as_deref().unwrap_or_default());
+        if let Some(alarm) = &report.alarm {
+            problem = Some(match problem {
+                Some((cause, fix)) => (format!("{cause}; {}", alarm.cause), format!("{fix}; {}", alarm.fix)),
+                None => (alarm.cause.clone(), alarm.fix.clone()),
+            });
+        }
+        match problem {
+            Some((cause, fix)) => self.component.not_ready(&cause, &fix),
+            None => self.component.ready(),
+        }
     }
 
     /// Publishes the states of the tables, if they changed.
@@ -228,10 +286,9 @@ impl Handle {
                 .set(value);
             }
         }
-        self.update(|report| report.tables = Arc::clone(tables));
-        if report.state.is_healthy() && report.cause.is_none() {
-            self.report_healthy(tables);
-        }
+        let mut report = self.lock();
+        report.tables = Arc::clone(tables);
+        self.publish(&report);
     }
 
     pub(crate) fn update(&self, change: impl FnOnce(&mut Report)) {
@@ -241,6 +298,37 @@ impl Handle {
     fn lock(&self) -> MutexGuard<'_, Report> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The cause and fix for tables that need a snapshot.
+fn stopped_tables(tables: &[TableReport]) -> Option<(String, String)> {
+    let stopped: Vec<&TableReport> = tables.iter().filter(|t| t.state == TableState::NeedsSnapshot).collect();
+    let first = stopped.first()?;
+    let texts = stopped.iter().map(|t| {
+        format!(
+            "table {} needs a snapshot: {}",
+            t.table,
+            t.cause.as_deref().unwrap_or_default()
+        )
+    });
+    let cause = texts.collect::<Vec<_>>().join("; ");
+    Some((cause, first.fix.clone().unwrap_or_default()))
+}
+
+/// Sets the gauge of the state: one for the state of the connector, zero for the others.
+fn export_state(connector: &str, current: State) {
+    for state in State::ALL {
+        metrics::gauge!("trunkline_connector_state", "connector" => connector.to_owned(), "state" => state.name())
+            .set(if state == current { 1.0 } else { 0.0 });
+    }
+}
+
+#[expect(
+    clippy::as_conversions,
+    reason = "gauges are floats, which are exact up to 2^53 bytes"
+)]
+fn float(bytes: u64) -> f64 {
+    bytes as f64
 }
 
 #[cfg(test)]
@@ -277,6 +365,32 @@ mod tests {
         let json = serde_json::to_value(handle.report()).unwrap();
         assert_eq!(json["tables"][0]["state"], "NEEDS_SNAPSHOT");
         handle.set_tables(&tables(TableState::Running));
+        assert!(readiness.report().ready);
+    }
+
+    #[test]
+    fn alarm_is_shown_in_each_state_and_does_not_hide_an_error() {
+        let readiness = Readiness::new();
+        let handle = Handle::new("shop", readiness.register("connector shop"));
+        let cause = || readiness.report().components.remove(0).cause.unwrap_or_default();
+        handle.set(State::Running, None, None);
+        handle.set_retained(Some(7), Some(5));
+        handle.set_alarm(Some(Alarm {
+            cause: String::from("the slot retains too much"),
+            fix: String::from("drop it"),
+        }));
+        assert_eq!(cause(), "the slot retains too much");
+        handle.set(State::Paused, None, None);
+        assert_eq!(cause(), "the slot retains too much");
+        handle.set(
+            State::Failed,
+            Some(String::from("no table")),
+            Some(String::from("create it")),
+        );
+        assert_eq!(cause(), "no table; the slot retains too much");
+        assert_eq!(handle.report().retained_bytes, Some(7));
+        handle.set(State::Running, None, None);
+        handle.set_alarm(None);
         assert!(readiness.report().ready);
     }
 }

@@ -3,9 +3,13 @@
 
 mod catalog_changes;
 mod changes;
+mod connections;
+mod failover;
 pub mod fault_injection;
 mod harness;
 mod key_changes;
 mod rejected_setups;
+mod retention;
 mod table_states;
+mod tls;
 mod types;

@@ -18,6 +18,11 @@ pub struct Postgres {
 impl Postgres {
     /// Creates a cluster and waits until it accepts connections.
     pub fn start() -> Postgres {
+        Postgres::with_settings("")
+    }
+
+    /// Creates a cluster with further settings.
+    pub fn with_settings(further: &str) -> Postgres {
         let directory = tempfile::Builder::new()
             .prefix("trunkline-postgres-")
             .tempdir()
@@ -39,7 +44,7 @@ impl Postgres {
             .arg(data(&directory)));
         let settings = format!(
             "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{}'\nwal_level = logical\n\
-             max_replication_slots = 20\nmax_wal_senders = 20\n",
+             max_replication_slots = 20\nmax_wal_senders = 20\n{further}\n",
             directory.path().display()
         );
         let path = data(&directory).join("trunkline.conf");
@@ -63,6 +68,66 @@ impl Postgres {
     /// URL of a superuser, database `postgres`.
     pub fn url(&self) -> String {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Writes a file into the data directory, readable for the server only.
+    pub fn write(&self, name: &str, content: &str) {
+        let copy = self.directory.path().join(name);
+        fs::write(&copy, content).expect("write the file");
+        let path = data(&self.directory).join(name);
+        run(owner("cp").arg(&copy).arg(&path));
+        run(owner("chmod").arg("600").arg(&path));
+    }
+
+    /// Creates a running standby of this cluster, which is restarted for that. `further` is added to its settings;
+    /// `{primary}` in it stands for the connection string of the primary.
+    pub fn standby(&mut self, further: &str) -> Postgres {
+        self.stop();
+        let directory = tempfile::Builder::new()
+            .prefix("trunkline-standby-")
+            .tempdir()
+            .expect("make a directory");
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).expect("open the directory");
+        run(owner("cp").arg("-r").arg(data(&self.directory)).arg(data(&directory)));
+        self.restart();
+        let mut standby = Postgres {
+            directory,
+            port: free_port(),
+            running: false,
+        };
+        let primary = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", self.port);
+        let settings = format!(
+            "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{}'\nwal_level = logical\n\
+             max_replication_slots = 20\nmax_wal_senders = 20\nprimary_conninfo = '{primary}'\n{}\n",
+            standby.port,
+            standby.directory.path().display(),
+            further.replace("{primary}", &primary)
+        );
+        standby.write("trunkline.conf", &settings);
+        standby.write("standby.signal", "");
+        standby.restart();
+        standby
+    }
+
+    /// Makes a standby the primary.
+    pub fn promote(&self) {
+        run(program("pg_ctl")
+            .args(["promote", "-w", "-D"])
+            .arg(data(&self.directory)));
+    }
+
+    /// Stops the cluster with a checkpoint.
+    pub fn stop(&mut self) {
+        if std::mem::take(&mut self.running) {
+            run(program("pg_ctl")
+                .args(["stop", "-w", "-m", "fast", "-D"])
+                .arg(data(&self.directory)));
+        }
     }
 
     /// Process id of the postmaster.

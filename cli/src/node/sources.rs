@@ -12,8 +12,8 @@ use topology::{Source, Table};
 /// Starts a PostgreSQL connector on its own thread.
 pub fn start_postgres(context: &Context, source: &Source, config: &postgres::Config) -> Result<()> {
     let tables = source.tables.iter().map(declared_table).collect();
-    let (topic, registry) = (topic(context, source), context.backends.registry.clone());
-    let connector = postgres::Source::new(&source.name, &topic, config, tables, registry)?;
+    let registry = context.backends.registry.clone();
+    let connector = postgres::Source::new(&context.names, &source.name, config, tables, registry)?;
     start(context, source, connector, config.on_mismatch);
     Ok(())
 }

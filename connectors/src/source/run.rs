@@ -81,6 +81,10 @@ pub struct Context {
 /// [`Error::Fenced`] if another process has taken over. Every other error changes the state and is retried.
 pub fn run<S: Source>(mut source: S, context: &Context, drain: &Drain) -> Result<()> {
     let desired = context.handle.desired();
+    {
+        let _inside = context.runtime.enter();
+        source.start(&context.handle);
+    }
     let mut connector = Connector {
         context,
         drain,
@@ -424,18 +428,20 @@ impl<S: Source> Pump<'_, '_, S> {
         // Unconstrained: a source polls many ready messages in one call, and tokio's cooperative budget would make it
         // yield after 128 of them.
         let next = tokio::task::unconstrained(self.source.next(batch, budget));
+        let mut desired = self.connector.desired.clone();
         self.connector.context.runtime.block_on(async {
             tokio::select! {
                 biased;
                 boundary = next => boundary.map(Some),
                 () = drain.started() => Ok(None),
+                // A source can wait for long, for example until a replication slot is created.
+                _ = desired.wait_for(DesiredState::is_command) => Ok(None),
             }
         })
     }
 
     fn has_command(&self) -> bool {
-        let desired = self.connector.desired.borrow();
-        desired.paused || desired.resync
+        self.connector.desired.borrow().is_command()
     }
 
     /// Aborts the open transaction, if any. Its records are read again from the stored position.

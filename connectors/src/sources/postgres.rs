@@ -10,6 +10,7 @@ mod arrays;
 pub mod catalog;
 mod changes;
 pub mod check;
+mod config;
 mod copy;
 mod declaration;
 mod drift;
@@ -20,6 +21,7 @@ mod pgoutput;
 mod position;
 mod relations;
 mod replication;
+mod retention;
 mod rows;
 pub mod server;
 mod slot;
@@ -30,76 +32,44 @@ mod text;
 mod tuples;
 
 pub use check::Declared;
+pub use config::{Config, WalSize};
 pub use position::Position;
+pub use retention::OnMaxRetainedWal;
 
 use crate::error::{Error, Result};
-use crate::source::{self, Batch, Boundary, Budget, OnMismatch, Progress};
-use crate::status::{TableReport, TableState};
+use crate::source::{self, Batch, Boundary, Budget, Progress};
+use crate::status::{Handle, TableReport, TableState};
 use changes::{Changes, Setup};
 use declaration::Declaration;
 use emitter::Emitter;
 use monitor::{Monitor, Watched};
 use opening::Opener;
 use position::Snapshot as SnapshotState;
-use replication::Replication;
+use replication::{Identity, Replication};
+use retention::{Limit, Owned, Retention};
 use rows::Table;
 use schemas::events::{ChunkEnd, Event as _};
 use schemas::ids::{SchemaId, SourceName};
 use schemas::version::Lsn;
-use serde::Deserialize;
 use server::Server;
-use service::Secret;
 use slot::StartMode;
 use snapshot::{Origin, Snapshot};
-use static_record::StaticRecord;
+use static_record::{Content, PublicationRecord, StaticRecord};
 use std::sync::Arc;
 use std::time::Duration;
 use stream::Stream;
-
-/// Connection of a PostgreSQL source (process configuration).
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// `postgres://user:password@host:port/database`. The user needs `LOGIN REPLICATION`, `SELECT` on the tables, and
-    /// ownership of the tables if the connector is to create the publication.
-    pub url: Secret,
-    /// The replication slot. Default: `trunkline_<connector>`.
-    #[serde(default)]
-    pub slot: Option<String>,
-    /// The publication. Default: `trunkline_<connector>`.
-    #[serde(default)]
-    pub publication: Option<String>,
-    /// Interval of the heartbeat, a logical message that lets the slot of an idle database advance. Default: 10 s.
-    #[serde(default = "heartbeat_seconds")]
-    pub heartbeat_seconds: u64,
-    /// What to do if the stored position is incompatible with the database: `stop` (default) or `resync`.
-    #[serde(default)]
-    pub on_mismatch: OnMismatch,
-}
-
-fn heartbeat_seconds() -> u64 {
-    10
-}
-
-/// Default name of the slot and the publication: the connector's name, reduced to the characters and the length that
-/// PostgreSQL allows for slot names.
-fn object_name(connector: &str) -> String {
-    let legal = |c: char| {
-        if c.is_ascii_alphanumeric() || c == '_' {
-            c.to_ascii_lowercase()
-        } else {
-            '_'
-        }
-    };
-    let name: String = connector.chars().map(legal).collect();
-    format!("trunkline_{name}").chars().take(63).collect()
-}
+use topology::Names;
 
 /// A PostgreSQL source.
 pub struct Source {
     name: SourceName,
     declaration: Arc<Declaration>,
+    objects: Objects,
+    /// The slot of the open source.
     slot: String,
+    retention: Retention,
+    /// Streams in sequence that ended before anything was committed.
+    unproductive_streams: u32,
     registry: Arc<dyn registry::Registry>,
     topic: Arc<str>,
     record_bytes_max: usize,
@@ -108,6 +78,37 @@ pub struct Source {
     chunk_end: SchemaId,
     phase: Phase,
     reports: Reports,
+}
+
+/// Minimum limit of the silence of a server.
+const SILENCE_MIN: Duration = Duration::from_secs(6);
+const SILENCE_DOUBLINGS_MAX: u32 = 6;
+
+/// Names of the slot and the publication.
+struct Objects {
+    /// The names in the settings. They override those of the stored position.
+    configured_slot: Option<String>,
+    configured_publication: Option<String>,
+    default: String,
+}
+
+impl Objects {
+    /// The slot and the publication for a stored position. Without names in the settings, a source keeps the objects that
+    /// it has, also if the default changes, because the topology was renamed or by a new release.
+    fn choose(&self, stored: Option<&Position>) -> (String, String) {
+        let content = stored.map(|position| position.source.content());
+        let choose = |configured: &Option<String>, stored: Option<&str>| {
+            let stored = stored.filter(|name| !name.is_empty());
+            configured.as_deref().or(stored).unwrap_or(&self.default).to_owned()
+        };
+        (
+            choose(&self.configured_slot, content.map(|c| c.slot.as_str())),
+            choose(
+                &self.configured_publication,
+                content.map(|c| c.publication.name.as_str()),
+            ),
+        )
+    }
 }
 
 /// What the next call of `next` does.
@@ -171,20 +172,20 @@ impl Reports {
 }
 
 impl Source {
-    /// Creates a source that publishes the declared tables to a topic.
+    /// Creates a source that publishes the declared tables to the topic of its name.
     ///
     /// # Errors
-    /// [`Error::Rejected`] if the URL is not valid or no table is declared.
+    /// [`Error::Rejected`] if the connection settings are not valid or no table is declared.
     pub fn new(
+        names: &Names,
         name: &SourceName,
-        topic: &str,
         config: &Config,
         declared: Vec<Declared>,
         registry: Arc<dyn registry::Registry>,
     ) -> Result<Self> {
-        let server = Server::parse(config.url.expose()).map_err(|e| Error::Rejected {
-            reason: format!("connector {name}: {e}"),
-            fix: String::from("correct its url in the process configuration"),
+        let server = Server::new(config.settings()).map_err(|error| Error::Rejected {
+            reason: format!("connector {name}: {error}"),
+            fix: error.fix(name.as_str()),
         })?;
         if declared.is_empty() {
             return Err(Error::Rejected {
@@ -194,19 +195,31 @@ impl Source {
                 ),
             });
         }
-        let default_name = || object_name(name.as_str());
+        let objects = Objects {
+            configured_slot: config.slot.clone(),
+            configured_publication: config.publication.clone(),
+            default: config::object_name(names, server.database(), name),
+        };
+        let (slot, publication) = objects.choose(None);
+        let limit = config.max_retained_wal.map(|size| Limit {
+            bytes: size.bytes(),
+            action: config.on_max_retained_wal,
+        });
         Ok(Source {
             name: name.clone(),
+            retention: Retention::new(server.clone(), &slot, limit),
             declaration: Arc::new(Declaration {
                 connector: Arc::from(name.as_str()),
                 server,
-                publication: config.publication.clone().unwrap_or_else(default_name),
+                publication,
                 tables: declared,
                 on_mismatch: config.on_mismatch,
             }),
-            slot: config.slot.clone().unwrap_or_else(default_name),
+            objects,
+            slot,
+            unproductive_streams: 0,
             registry,
-            topic: Arc::from(topic),
+            topic: names.change(name.as_str()).into(),
             record_bytes_max: 0,
             heartbeat_every: Duration::from_secs(config.heartbeat_seconds.max(1)),
             tables: Arc::new([]),
@@ -229,16 +242,11 @@ impl Source {
     }
 
     /// Starts streaming after a position.
-    async fn stream(&self, position: Position) -> Result<Phase> {
+    async fn stream(&mut self, position: Position) -> Result<Phase> {
+        self.unproductive_streams = self.unproductive_streams.saturating_add(1);
         let mut replication = self.replication(&position).await?;
-        slot::start(
-            &mut replication,
-            self.server(),
-            &self.slot,
-            &self.declaration.publication,
-            position.complete_lsn,
-        )
-        .await?;
+        replication.limit_silence(self.silence_max());
+        slot::start(&mut replication, &self.slot).await?;
         let names = self.declaration.names();
         let monitor = Monitor::start(Watched {
             server: self.server().clone(),
@@ -262,9 +270,51 @@ impl Source {
         ))))
     }
 
+    /// How long the server may send nothing: twice the interval of the heartbeats. The server is also silent while it
+    /// skips a large transaction of other tables, so the limit doubles with each stream that ended without progress.
+    fn silence_max(&self) -> Duration {
+        let base = (2 * self.heartbeat_every).max(SILENCE_MIN);
+        base * (1 << self.unproductive_streams.saturating_sub(1).min(SILENCE_DOUBLINGS_MAX))
+    }
+
+    /// Tells the watch of the retained WAL which slot the stored position names.
+    fn watch_slot(&self, stored: Option<&Position>) {
+        let content = stored.map(|position| position.source.content());
+        let content =
+            content.filter(|content| content.slot == self.slot && content.database == self.server().database());
+        self.retention.set(Owned {
+            slot: self.slot.clone(),
+            system: content.map(|content| content.system.clone()),
+        });
+    }
+
+    /// The error if the slot was given up, because the server retained too much WAL for it.
+    fn check_retention(&self) -> Result<()> {
+        match self.retention.given_up() {
+            Some(reason) => Err(Error::NeedsResync { reason }),
+            None => Ok(()),
+        }
+    }
+
     async fn replication(&self, position: &Position) -> Result<Replication> {
         let publication = &self.declaration.publication;
         Replication::connect(self.server(), &self.slot, publication, position.complete_lsn).await
+    }
+
+    /// Reads the identity of the server and, if its timeline is another one than that of the stored position, where that
+    /// one ended.
+    async fn identify(&self, stored: Option<&Position>) -> Result<(Identity, Option<Lsn>)> {
+        let publication = &self.declaration.publication;
+        let mut connection = Replication::connect(self.server(), &self.slot, publication, Lsn(0)).await?;
+        let identity = connection.identify().await?;
+        let was = stored.filter(|position| position.is_streaming());
+        let was = was.map(|position| position.source.content().timeline);
+        let end = match was.filter(|was| *was < identity.timeline) {
+            Some(was) => slot::timeline_end(&connection.timeline_history(identity.timeline).await?, was),
+            None => None,
+        };
+        connection.close();
+        Ok((identity, end))
     }
 
     /// The position that announces a source epoch.
@@ -289,6 +339,7 @@ impl Source {
         failpoint::hit("connector.postgres.before_slot");
         let created = replication.create_slot(&self.slot).await?;
         failpoint::hit("connector.postgres.after_slot");
+        self.watch_slot(Some(position));
         slot::import_snapshot(&sql, &created.snapshot).await?;
         // The transaction that imported the snapshot keeps the snapshot alive, and the slot does not depend on this
         // connection.
@@ -345,25 +396,36 @@ impl Source {
 impl source::Source for Source {
     type Position = Position;
 
+    fn start(&mut self, handle: &Handle) {
+        self.retention.start(handle);
+    }
+
     fn topic(&self) -> Option<&str> {
         Some(&self.topic)
     }
 
     async fn open(&mut self, stored: Option<Position>, record_bytes_max: usize) -> Result<()> {
         self.record_bytes_max = record_bytes_max;
-        let (server, publication) = (self.server(), &self.declaration.publication);
-        let sql = server.connect("trunkline").await?;
-        let identity = {
-            let mut probe = Replication::connect(server, &self.slot, publication, Lsn(0)).await?;
-            let identity = probe.identify().await;
-            probe.close();
-            identity?
-        };
+        let (slot, publication) = self.objects.choose(stored.as_ref());
+        (self.slot, Arc::make_mut(&mut self.declaration).publication) = (slot, publication);
+        if matches!(&stored, Some(position) if position.snapshot == SnapshotState::Wanted) {
+            self.retention.reset();
+        }
+        self.watch_slot(
+            stored
+                .as_ref()
+                .filter(|position| position.snapshot != SnapshotState::Wanted),
+        );
+        self.check_retention()?;
+        let server = self.server();
+        let sql = server.connect_for_catalog("trunkline").await?;
         check::check_server(&sql, server).await?;
+        let (identity, timeline_end) = self.identify(stored.as_ref()).await?;
         let expected = slot::Expected {
             slot: &self.slot,
             database: server.database(),
             identity: &identity,
+            timeline_end,
         };
         let mode = slot::start_mode(&sql, stored.as_ref(), &expected).await?;
         let subject = ChunkEnd::subject(&self.topic);
@@ -377,7 +439,13 @@ impl source::Source for Source {
         self.phase = match (mode, stored) {
             (StartMode::Stream, Some(mut position)) => {
                 let opened = opener.for_stream(&sql, &position.source).await?;
-                position.source = StaticRecord::new(opened.content);
+                let mut content = opened.content;
+                if content.timeline != identity.timeline {
+                    let (from, to) = (content.timeline, identity.timeline);
+                    tracing::warn!(connector = %self.name, from, to, "continuing after a failover");
+                    content.timeline = to;
+                }
+                position.source = StaticRecord::new(content);
                 self.tables = opened.tables;
                 self.stream(position).await?
             }
@@ -396,6 +464,7 @@ impl source::Source for Source {
     }
 
     async fn next(&mut self, batch: &mut Batch<Position>, budget: Budget) -> Result<Boundary> {
+        self.check_retention()?;
         let boundary = self.advance(batch, budget).await?;
         if let Some((source, is_streaming)) = self.phase.source() {
             self.reports.update(source, is_streaming);
@@ -404,7 +473,12 @@ impl source::Source for Source {
     }
 
     fn committed(&mut self, position: &Position) {
+        // Until the slot is created, the watch could take the slot that it replaces for the new one.
+        if !matches!(self.phase, Phase::Announce(_) | Phase::Create(_)) {
+            self.watch_slot(Some(position));
+        }
         if let (Phase::Stream(stream), true) = (&mut self.phase, position.is_streaming()) {
+            self.unproductive_streams = 0;
             stream.committed(position.complete_lsn);
         }
     }
@@ -415,10 +489,25 @@ impl source::Source for Source {
         }
     }
 
-    fn restart_position(&self, _: Option<&Position>, epoch: u32) -> Option<Position> {
+    /// The new position names the slot of the stored one, which is proof that the slot may be replaced.
+    fn restart_position(&self, stored: Option<&Position>, epoch: u32) -> Option<Position> {
+        let source = stored.map(|stored| {
+            let was = stored.source.content();
+            StaticRecord::new(Content {
+                system: was.system.clone(),
+                timeline: was.timeline,
+                database: was.database.clone(),
+                slot: was.slot.clone(),
+                publication: PublicationRecord {
+                    name: was.publication.name.clone(),
+                    ..PublicationRecord::default()
+                },
+                ..Content::default()
+            })
+        });
         Some(Position {
             snapshot: SnapshotState::Wanted,
-            ..self.announced(epoch, StaticRecord::default())
+            ..self.announced(epoch, source.unwrap_or_default())
         })
     }
 
@@ -437,16 +526,5 @@ impl source::Source for Source {
             lag_bytes,
             tables: Arc::clone(&self.reports.tables),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slot_names_are_valid_in_postgresql() {
-        assert_eq!(object_name("Shop-EU"), "trunkline_shop_eu");
-        assert_eq!(object_name(&"x".repeat(63)).len(), 63);
     }
 }

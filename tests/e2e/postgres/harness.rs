@@ -46,11 +46,7 @@ impl Database {
 
     /// Creates a database in the cluster with this URL.
     pub fn at(server: &str) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = runtime();
         let name = support::unique("db").replace('-', "_");
         let (base, _) = server.rsplit_once('/').unwrap();
         let database = Database {
@@ -61,6 +57,16 @@ impl Database {
         };
         database.admin(&format!("CREATE DATABASE {}", database.name));
         database
+    }
+
+    /// An existing database, which is not dropped.
+    pub fn named(name: &str, url: &str) -> Self {
+        Database {
+            name: name.to_owned(),
+            url: url.to_owned(),
+            server: String::new(),
+            runtime: runtime(),
+        }
     }
 
     fn admin(&self, sql: &str) {
@@ -136,8 +142,19 @@ impl Database {
     }
 }
 
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
 impl Drop for Database {
     fn drop(&mut self) {
+        if self.server.is_empty() {
+            return;
+        }
         let drop_slots = format!(
             "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = '{}' AND NOT active",
             self.name
@@ -206,7 +223,12 @@ pub struct Setting {
     pub registry: SharedRegistry,
     pub on_mismatch: OnMismatch,
     pub heartbeat_seconds: u64,
+    /// Changes the other settings.
+    pub adjust: Option<Adjust>,
 }
+
+/// Changes the settings of a connector.
+pub type Adjust = Arc<dyn Fn(&mut Config) + Send + Sync>;
 
 impl Setting {
     /// On a log in memory.
@@ -239,20 +261,22 @@ impl Setting {
             registry,
             on_mismatch: OnMismatch::Stop,
             heartbeat_seconds: 10,
+            adjust: None,
         }
     }
 
     pub fn source(&self) -> connectors::Result<Source> {
-        let config = Config {
-            url: service::Secret::new(&*self.url),
-            slot: None,
-            publication: None,
+        let mut config = Config {
             heartbeat_seconds: self.heartbeat_seconds,
             on_mismatch: self.on_mismatch,
+            ..Config::new(service::Secret::new(&*self.url))
         };
+        if let Some(adjust) = &self.adjust {
+            adjust(&mut config);
+        }
         Source::new(
+            &names(),
             &SourceName::new(&self.name).unwrap(),
-            &names().change(&self.name),
             &config,
             self.tables.clone(),
             self.registry.clone(),
@@ -336,6 +360,15 @@ pub struct Connector {
 }
 
 impl Connector {
+    /// A connector that a test started itself.
+    pub fn of(handle: Handle, drain: Drain, thread: JoinHandle<connectors::Result<()>>) -> Self {
+        Connector {
+            handle,
+            drain,
+            thread: Some(thread),
+        }
+    }
+
     /// Waits for a state and returns the report.
     pub fn wait_for(&self, state: State) -> Report {
         let end = Instant::now() + LIMIT;

@@ -1,9 +1,10 @@
 //! Database setups that the connector rejects, and the fixes in its errors.
 
-use super::harness::{Database, LIMIT, Setting};
+use super::harness::{Database, LIMIT, Setting, embedded};
 use crate::support::wait_for;
 use connectors::source::OnMismatch;
 use connectors::status::{Report, State, TableState};
+use std::sync::Arc;
 
 fn report(database: &Database, tables: &[&str], state: State) -> Report {
     Setting::new(database, tables).start(database).wait_for(state)
@@ -168,17 +169,109 @@ fn possible_gap_needs_resync_which_removes_old_rows() {
 }
 
 #[test]
-fn foreign_slot_is_not_used() {
+fn foreign_slot_is_neither_used_nor_dropped() {
     let database = Database::new();
     database.sql("CREATE TABLE orders (id bigint PRIMARY KEY)");
-    let setting = Setting::new(&database, &["orders(id int8)"]);
-    database.sql(&format!(
-        "SELECT pg_create_logical_replication_slot('trunkline_{}', 'pgoutput')",
-        setting.name
-    ));
-    let connector = setting.start(&database);
-    let found = connector.wait_for(State::NeedsResync);
+    let setting = Setting {
+        on_mismatch: OnMismatch::Resync,
+        ..Setting::new(&database, &["orders(id int8)"])
+    };
+    // A first installation shows the name of the slot; the second one has another log.
+    let first = setting.start(&database);
+    first.wait_for(State::Running);
+    first.stop().unwrap();
+    let slot = database.slot("slot_name").unwrap();
+    assert!(slot.starts_with("trunkline_tests_"), "{slot}");
+    let (log, registry) = embedded();
+    let other = Setting {
+        log: log.clone(),
+        ..Setting::on(&database, &["orders(id int8)"], log, registry)
+    };
+    let other = Setting {
+        on_mismatch: OnMismatch::Resync,
+        ..other
+    };
+    let connector = other.start(&database);
+    let found = connector.wait_for(State::Failed);
     assert!(found.cause.unwrap().contains("no position of this connector is stored"));
+    let fix = found.fix.unwrap();
+    assert!(
+        fix.contains(&format!("SELECT pg_drop_replication_slot('{slot}')")),
+        "{fix}"
+    );
+    // A request for a resync, which makes the connector store a position, does not drop it either.
+    connector.handle.resync();
+    let cause = wait_for("the resync to be refused", LIMIT, || {
+        let cause = connector.handle.report().cause?;
+        cause.contains("does not name it").then_some(cause)
+    });
+    assert!(cause.contains(&slot), "{cause}");
+    assert_eq!(database.slot("slot_name"), Some(slot.clone()));
+    database.sql(&format!("SELECT pg_drop_replication_slot('{slot}')"));
+    connector.wait_for(State::Running);
+}
+
+#[test]
+fn databases_of_one_cluster_do_not_share_slots() {
+    let (one, two) = (Database::new(), Database::new());
+    for database in [&one, &two] {
+        database.sql("CREATE TABLE orders (id bigint PRIMARY KEY)");
+    }
+    let first = Setting::new(&one, &["orders(id int8)"]);
+    let second = Setting {
+        name: first.name.clone(),
+        log: first.log.clone(),
+        registry: first.registry.clone(),
+        ..Setting::new(&two, &["orders(id int8)"])
+    };
+    let connector = first.start(&one);
+    connector.wait_for(State::Running);
+    connector.stop().unwrap();
+    let slot = one.slot("slot_name").unwrap();
+    // A wrong URL: the same connector at another database of the cluster.
+    let connector = second.start(&two);
+    let found = connector.wait_for(State::NeedsResync);
+    assert!(found.cause.unwrap().contains("the database is"));
+    connector.handle.resync();
+    connector.wait_for(State::Running);
+    assert_eq!(one.slot("slot_name"), Some(slot));
+    assert!(two.slot("slot_name").is_some());
+}
+
+/// A position that was written when the default name was another one.
+#[test]
+fn stored_slot_is_used_when_the_default_name_changes() {
+    let database = Database::new();
+    database.sql("CREATE TABLE orders (id bigint PRIMARY KEY)");
+    let older = format!("older_{}", database.name);
+    let (slot, publication) = (older.clone(), format!("{older}_pub"));
+    let setting = Setting::new(&database, &["orders(id int8)"]);
+    let before = Setting {
+        adjust: Some(Arc::new(move |config| {
+            (config.slot, config.publication) = (Some(slot.clone()), Some(publication.clone()));
+        })),
+        ..setting.clone()
+    };
+    let connector = before.start(&database);
+    connector.wait_for(State::Running);
+    connector.stop().unwrap();
+    let connector = setting.start(&database);
+    connector.wait_for(State::Running);
+    database.sql("INSERT INTO orders VALUES (1)");
+    setting.topic().wait("the row", |records| {
+        records.iter().any(|r| r.key == r#"["orders","1"]"#)
+    });
+    // A resync replaces that slot too, instead of leaving it behind.
+    connector.handle.resync();
+    wait_for("the resync", LIMIT, || {
+        let report = connector.handle.report();
+        (report.state == State::Running && report.position.contains("source epoch 2")).then_some(())
+    });
+    let slots = database.sql(&format!(
+        "SELECT slot_name::text FROM pg_replication_slots WHERE database = '{}'",
+        database.name
+    ));
+    assert_eq!(slots, [[Some(older)]]);
 }
 
 #[test]

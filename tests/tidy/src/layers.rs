@@ -142,7 +142,7 @@ pub const OWNERS: &[(&str, &[&str])] = &[
     ("cel", &["topology"]),
     ("clap", &["cli"]),
     ("anyhow", &["cli", "tests"]),
-    ("pgwire-replication", &["connectors"]),
+    ("postgres-protocol", &["connectors"]),
     ("syn", &["tests/tidy"]),
 ];
 

@@ -52,6 +52,9 @@ impl Problem {
 /// Oldest supported version. Older servers do not support the options that the replication stream needs.
 const VERSION_MIN: u32 = 140_000;
 
+/// In the text of an error: the role lacks a permission, or does not own a table.
+const INSUFFICIENT_PRIVILEGE: &str = "SQLSTATE 42501";
+
 /// A table that cannot be published as declared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unsuitable {
@@ -430,7 +433,7 @@ pub(super) async fn publish(
     };
     let run = sql.run("set up the publication", &statement).await;
     run.map_err(|error| match error {
-        Error::Rejected { reason, .. } => Error::Rejected {
+        Error::Rejected { reason, .. } if reason.contains(INSUFFICIENT_PRIVILEGE) => Error::Rejected {
             reason,
             fix: format!(
                 "run as the owner of the tables, in database {}: {statement}; or GRANT CREATE ON DATABASE {} TO {} and \

@@ -10,6 +10,7 @@ use schemas::ids::TableName;
 use std::sync::Arc;
 
 /// The declaration of a source.
+#[derive(Clone)]
 pub(super) struct Declaration {
     /// The connector.
     pub(super) connector: Arc<str>,

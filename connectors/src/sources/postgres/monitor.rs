@@ -71,20 +71,11 @@ async fn watch(watched: Watched, observations: mpsc::Sender<Observation>) {
     }
 }
 
-/// The catalog queries lock each partition. If a table is locked for long, the server must end the query: a query that
-/// only the client gave up would stay in the queue of the lock and keep its connection, and the next heartbeat would add
-/// another one.
-async fn connect(server: &Server) -> Result<Sql> {
-    let sql = server.connect("trunkline heartbeat").await?;
-    sql.run("set timeouts", "SET statement_timeout = '20s'; SET lock_timeout = '5s'")
-        .await?;
-    Ok(sql)
-}
-
 async fn observe(watched: &Watched, connection: Option<Sql>) -> Result<(Sql, Observation)> {
     let sql = match connection.filter(|sql| !sql.is_closed()) {
         Some(sql) => sql,
-        None => connect(&watched.server).await?,
+        // The catalog queries lock each partition, and a client that gave up would leave its query in the queue of the lock.
+        None => watched.server.connect_for_catalog("trunkline heartbeat").await?,
     };
     let catalog = Catalog::read(&sql, &watched.tables, &watched.publication).await;
     let at = sql

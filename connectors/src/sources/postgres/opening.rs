@@ -124,29 +124,36 @@ impl Opener<'_> {
         if passed.is_empty() || (is_first && !failed.is_empty()) {
             return Err(check::rejected(server, &failed));
         }
-        check::publish(sql, server, publication, catalog.publication.as_ref(), &passed).await?;
+        let (mut tables, mut accepted, mut rejected) = (Vec::new(), Vec::new(), Vec::new());
+        for checked in passed {
+            let key = drift::record(&checked, &catalog).key;
+            match self.compile(&checked.declared, &key).await {
+                Ok(table) => {
+                    tables.push(table);
+                    accepted.push(checked);
+                }
+                Err(error) if is_of_table(&error) && !is_first => rejected.push(self.not_compiled(&checked, &error)),
+                Err(error) => return Err(error),
+            }
+        }
+        if accepted.is_empty() {
+            return Err(check::rejected(server, &rejected));
+        }
+        // The database is changed only now, so a start that is refused leaves it as it was.
+        check::publish(sql, server, publication, catalog.publication.as_ref(), &accepted).await?;
         let catalog = Catalog::read(sql, &declaration.names(), publication).await?;
+        let records = accepted.iter().map(|checked| {
+            let name = checked.declared.name.as_str().to_owned();
+            (name, drift::record(checked, &catalog))
+        });
         let mut content = Content {
             system: slot.identity.system.clone(),
             timeline: slot.identity.timeline,
             database: server.database().to_owned(),
             slot: slot.name.to_owned(),
             publication: publication_record(publication, &catalog),
-            tables: BTreeMap::new(),
+            tables: records.collect(),
         };
-        let mut tables = Vec::with_capacity(passed.len());
-        let mut rejected = Vec::new();
-        for checked in &passed {
-            let record = drift::record(checked, &catalog);
-            match self.compile(&checked.declared, &record.key).await {
-                Ok(table) => {
-                    tables.push(table);
-                    content.tables.insert(checked.declared.name.as_str().to_owned(), record);
-                }
-                Err(error) if is_of_table(&error) && !is_first => rejected.push(self.not_compiled(checked, &error)),
-                Err(error) => return Err(error),
-            }
-        }
         let failed = failed.iter().map(|unsuitable| (unsuitable, false));
         for (unsuitable, schema_rejected) in failed.chain(rejected.iter().map(|unsuitable| (unsuitable, true))) {
             let fix = unsuitable.fix();

@@ -1,23 +1,32 @@
-//! The replication connection, a thin layer over the transport library `pgwire-replication`.
+//! The replication connection: commands before the stream, and the stream's frames.
 //!
 //! Frames are returned in stream order. The slot is acknowledged only up to the LSN that was passed to
 //! [`Replication::acknowledge`], and not at all after [`Replication::close`]. There is no reconnect: the connector loop
 //! opens a new connection.
 
-use super::server::{Server, identifier};
+mod receiver;
+
+use super::changes;
+use super::pgoutput::{self, Message};
+use super::server::{Row, Server, Session, SessionError, identifier, literal};
 use crate::error::{Error, Result};
 use bytes::Bytes;
-use futures_util::FutureExt as _;
-use pgwire_replication::{PgWireError, ReplicationClient, ReplicationConfig, ReplicationEvent};
+use receiver::{Received, Receiver};
 use schemas::version::Lsn;
 use std::time::Duration;
 
-/// Interval of the standby status updates, which contain the acknowledged LSN.
-const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-/// Maximum number of events that are buffered between the connection and the connector.
-const BUFFER_EVENTS: usize = 16_384;
 /// Largest message (one row) that is accepted, in bytes.
 const MESSAGE_BYTES_MAX: usize = 256 << 20;
+/// Limit of a short command, such as `IDENTIFY_SYSTEM`.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+/// First version with slots that are synchronized to standbys.
+const FAILOVER_SINCE: u32 = 17;
+
+/// SQLSTATE of an object that does not exist.
+const UNDEFINED_OBJECT: &str = "42704";
+
+const OPEN: &str = "open a replication connection";
+const READ: &str = "read the replication stream";
 
 /// One element of the stream.
 #[derive(Debug)]
@@ -55,74 +64,92 @@ pub(super) struct Created {
 
 /// A replication connection.
 pub(super) struct Replication {
-    client: ReplicationClient,
+    state: State,
     server: Server,
+    slot: String,
+    publication: String,
+    from: Lsn,
+    silence_max: Duration,
+}
+
+enum State {
+    Idle(Box<Session>),
+    Streaming(Receiver),
+    /// An error ended the connection.
+    Ended,
 }
 
 impl Replication {
     /// Connects without starting the stream. [`Replication::start`] then streams from `slot` at `start`.
     pub(super) async fn connect(server: &Server, slot: &str, publication: &str, start: Lsn) -> Result<Self> {
-        let host = server.host();
-        let config = ReplicationConfig::new(
-            host,
-            server.user(),
-            server.password(),
-            server.database(),
-            identifier(slot),
-            // The library inserts the publication name into a list without quoting it.
-            identifier(publication),
-        )
-        .with_port(server.port())
-        .with_start_lsn(start.0.into())
-        .with_status_interval(STATUS_INTERVAL)
-        .with_buffer_size(BUFFER_EVENTS)
-        .with_max_message_size(MESSAGE_BYTES_MAX)
-        .with_options(server.options())
-        .with_application_name(format!("trunkline {slot}"));
-        let client = ReplicationClient::connect_gated(config).await;
-        let client = client.map_err(|e| error(server, "open a replication connection", e))?;
+        let session = server
+            .replication(&format!("trunkline {slot}"), MESSAGE_BYTES_MAX)
+            .await?;
         Ok(Replication {
-            client,
+            state: State::Idle(Box::new(session)),
             server: server.clone(),
+            slot: slot.to_owned(),
+            publication: publication.to_owned(),
+            from: start,
+            silence_max: receiver::SILENCE_MAX,
         })
+    }
+
+    /// Replaces the connection by a new one, with which the stream is not started.
+    pub(super) async fn reconnect(&mut self) -> Result<()> {
+        let silence_max = self.silence_max;
+        *self = Replication::connect(&self.server, &self.slot, &self.publication, self.from).await?;
+        self.silence_max = silence_max;
+        Ok(())
+    }
+
+    /// Ends the stream if the server sends nothing for this time, although replies are requested.
+    pub(super) fn limit_silence(&mut self, limit: Duration) {
+        self.silence_max = limit;
     }
 
     /// Reads the identity of the server.
     pub(super) async fn identify(&mut self) -> Result<Identity> {
-        let attempted = "open a replication connection";
-        let answer = self
-            .client
-            .identify_system()
-            .await
-            .map_err(|e| error(&self.server, attempted, e))?;
-        Ok(Identity {
-            system: answer.system_id,
-            timeline: answer.timeline,
-        })
+        let rows = self.short_command("IDENTIFY_SYSTEM").await?;
+        let text = |at: usize| text(&rows, at);
+        let timeline = text(1).and_then(|text| text.parse().ok());
+        let (Some(system), Some(timeline)) = (text(0), timeline) else {
+            return Err(self
+                .server
+                .unavailable(OPEN, "unexpected response to IDENTIFY_SYSTEM".into()));
+        };
+        Ok(Identity { system, timeline })
+    }
+
+    /// Reads the history file of the server's timeline: each line has an earlier timeline and the LSN at which it ended.
+    pub(super) async fn timeline_history(&mut self, timeline: u32) -> Result<String> {
+        let rows = self.short_command(&format!("TIMELINE_HISTORY {timeline}")).await?;
+        Ok(text(&rows, 1).unwrap_or_default())
     }
 
     /// Creates the slot and exports the snapshot of its consistent point. The server waits until all transactions that are
     /// open now have ended.
     pub(super) async fn create_slot(&mut self, slot: &str) -> Result<Created> {
         let attempted = "create the replication slot";
-        // All supported server versions accept the syntax without parentheses.
+        let server = self.server.clone();
+        let session = self.session(attempted)?;
+        let version = session.parameter("server_version").and_then(major);
+        let options = if version.is_some_and(|version| version >= FAILOVER_SINCE) {
+            "(SNAPSHOT 'export', FAILOVER true)"
+        } else {
+            // All supported versions accept the syntax without parentheses.
+            "EXPORT_SNAPSHOT"
+        };
         let command = format!(
-            "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT",
+            "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {options}",
             identifier(slot)
         );
-        let rows = self
-            .client
-            .simple_query(&command)
-            .await
-            .map_err(|e| error(&self.server, attempted, e))?;
-        let text = |at: usize| {
-            let bytes = rows.first().and_then(|row| row.get(at)).and_then(Option::as_ref)?;
-            std::str::from_utf8(bytes).ok().map(str::to_owned)
-        };
-        let point = text(1).and_then(|text| text.parse().ok());
-        let (Some(consistent_point), Some(snapshot)) = (point, text(2)) else {
+        let rows = session.command(&command).await;
+        let rows = rows.map_err(|e| server.session_error(attempted, e))?;
+        let point = text(&rows, 1).and_then(|text| text.parse().ok());
+        let (Some(consistent_point), Some(snapshot)) = (point, text(&rows, 2)) else {
             let reason = "unexpected response to CREATE_REPLICATION_SLOT";
-            return Err(self.server.unavailable(attempted, reason.into()));
+            return Err(server.unavailable(attempted, reason.into()));
         };
         Ok(Created {
             consistent_point,
@@ -130,102 +157,131 @@ impl Replication {
         })
     }
 
+    async fn short_command(&mut self, command: &str) -> Result<Vec<Row>> {
+        let server = self.server.clone();
+        let session = self.session(OPEN)?;
+        match tokio::time::timeout(COMMAND_TIMEOUT, session.command(command)).await {
+            Ok(rows) => rows.map_err(|e| server.session_error(OPEN, e)),
+            Err(elapsed) => Err(server.unavailable(OPEN, elapsed.into())),
+        }
+    }
+
+    fn session(&mut self, attempted: &'static str) -> Result<&mut Session> {
+        match &mut self.state {
+            State::Idle(session) => Ok(session),
+            State::Streaming(_) | State::Ended => {
+                let reason = "the connection cannot run commands any more";
+                Err(self.server.unavailable(attempted, reason.into()))
+            }
+        }
+    }
+
     /// Starts the stream. Returns after the server has confirmed it, which means that this connection has acquired the
     /// slot.
     pub(super) async fn start(&mut self) -> Result<()> {
         let attempted = "start the replication stream";
-        self.client
-            .start()
-            .await
-            .map_err(|e| error(&self.server, attempted, e))?;
-        self.client
-            .wait_started()
-            .await
-            .map_err(|e| error(&self.server, attempted, e))
+        // The option is a list of identifiers in an SQL literal.
+        let command = format!(
+            "START_REPLICATION SLOT {} LOGICAL {} (proto_version '1', publication_names {}, messages 'true')",
+            identifier(&self.slot),
+            self.from,
+            literal(&identifier(&self.publication))
+        );
+        let server = self.server.clone();
+        self.session(attempted)?;
+        let State::Idle(mut session) = std::mem::replace(&mut self.state, State::Ended) else {
+            return Ok(());
+        };
+        match tokio::time::timeout(COMMAND_TIMEOUT, session.start_copy(&command)).await {
+            Ok(started) => started.map_err(|e| server.session_error(attempted, e))?,
+            Err(elapsed) => return Err(server.unavailable(attempted, elapsed.into())),
+        }
+        self.state = State::Streaming(Receiver::start(*session, self.from, self.silence_max));
+        Ok(())
     }
 
     /// The next frame; `None` if none arrives within `wait`. With a zero `wait` it returns only a frame that is ready.
     pub(super) async fn next(&mut self, wait: Duration) -> Result<Option<Frame>> {
-        let received = if wait.is_zero() {
-            match self.client.recv().now_or_never() {
-                Some(received) => received,
-                None => return Ok(None),
-            }
-        } else {
-            match tokio::time::timeout(wait, self.client.recv()).await {
-                Ok(received) => received,
-                Err(_) => return Ok(None),
-            }
+        let State::Streaming(receiver) = &mut self.state else {
+            return Err(self.server.unavailable(READ, "the stream has ended".into()));
         };
-        let attempted = "read the replication stream";
-        match received.map_err(|e| error(&self.server, attempted, e))? {
-            Some(event) => Ok(Some(frame(event))),
-            None => Err(self.server.unavailable(attempted, "the server ended the stream".into())),
+        match receiver.next(wait).await {
+            Ok(None) => Ok(None),
+            Ok(Some(Received::KeepAlive { end })) => Ok(Some(Frame::KeepAlive { end })),
+            Ok(Some(Received::Data(data))) => frame(data).map(Some),
+            Err(error) => {
+                self.state = State::Ended;
+                Err(self.stream_error(error))
+            }
+        }
+    }
+
+    fn stream_error(&self, error: SessionError) -> Error {
+        match error {
+            // Changes were lost while the publication did not exist, so creating it again does not help.
+            SessionError::Server { code, message } if code == UNDEFINED_OBJECT && message.contains("publication") => {
+                Error::NeedsResync { reason: message }
+            }
+            error => self.server.session_error(READ, error),
         }
     }
 
     /// Acknowledges everything below this LSN with the next status update. The server may then remove the WAL, which
     /// cannot be undone. Must be called only with an LSN whose position record is committed (C14).
     pub(super) fn acknowledge(&self, lsn: Lsn) {
-        self.client.update_applied_lsn(lsn.0.into());
+        if let State::Streaming(receiver) = &self.state {
+            receiver.acknowledge(lsn);
+        }
     }
 
     /// Closes the connection immediately. Nothing is acknowledged afterwards, not even an LSN that waits for the next
     /// status update.
-    pub(super) fn close(mut self) {
-        self.client.abort();
+    pub(super) fn close(self) {
+        drop(self);
     }
 }
 
-fn frame(event: ReplicationEvent) -> Frame {
-    match event {
-        ReplicationEvent::XLogData { data, .. } => Frame::Change(data),
-        ReplicationEvent::Begin {
-            final_lsn,
+fn text(rows: &[Row], at: usize) -> Option<String> {
+    rows.first().and_then(|row| row.get(at)).cloned().flatten()
+}
+
+/// The major version in a text such as `17.2 (Debian 17.2-1)` or `18beta1`.
+fn major(version: &str) -> Option<u32> {
+    let end = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());
+    version.get(..end)?.parse().ok()
+}
+
+/// Converts a message of `pgoutput`. Only the boundaries of transactions are decoded here.
+fn frame(data: Bytes) -> Result<Frame> {
+    if !matches!(data.first(), Some(b'B' | b'C' | b'M')) {
+        return Ok(Frame::Change(data));
+    }
+    Ok(match pgoutput::decode(&data).map_err(changes::decode_error)? {
+        Message::Begin {
+            commit_lsn,
             commit_time_micros,
             ..
         } => Frame::Begin {
-            commit_lsn: Lsn(final_lsn.0),
+            commit_lsn,
             commit_time_micros,
         },
-        ReplicationEvent::Commit { end_lsn, .. } => Frame::Commit {
-            end_lsn: Lsn(end_lsn.0),
-        },
-        ReplicationEvent::KeepAlive { wal_end, .. } => Frame::KeepAlive { end: Lsn(wal_end.0) },
-        ReplicationEvent::Message {
+        Message::Commit { end_lsn, .. } => Frame::Commit { end_lsn },
+        Message::Logical {
             transactional: false,
             lsn,
             ..
-        } => Frame::Heartbeat { lsn: Lsn(lsn.0) },
-        ReplicationEvent::Message { .. } | ReplicationEvent::StoppedAt { .. } => Frame::Ignored,
-    }
+        } => Frame::Heartbeat { lsn },
+        _ => Frame::Ignored,
+    })
 }
 
-/// Converts an error of the library, which reports server errors as text that ends with the SQLSTATE.
-fn error(server: &Server, attempted: &'static str, error: PgWireError) -> Error {
-    match &error {
-        PgWireError::Server(text) => {
-            let (message, code) = match text.rsplit_once(" (SQLSTATE ") {
-                Some((message, code)) => (message, code.trim_end_matches(')')),
-                None => (text.as_str(), ""),
-            };
-            server.rejected(attempted, code, message)
-        }
-        PgWireError::Auth(reason) => Error::Rejected {
-            reason: format!("{server} rejects the replication login: {reason}"),
-            fix: format!(
-                "use a scram-sha-256 password for user {} and add a `replication` entry to pg_hba.conf",
-                server.user()
-            ),
-        },
-        PgWireError::MessageTooLarge {
-            payload_bytes,
-            limit_bytes,
-        } => Error::Unpublishable {
-            what: format!("a row of {payload_bytes} bytes"),
-            reason: format!("rows are limited to {limit_bytes} bytes"),
-            fix: String::from("remove the large column from the declared columns and from the publication"),
-        },
-        _ => server.unavailable(attempted, error.into()),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn major_version_is_read_from_the_text_of_the_server() {
+        let versions = ["17.2 (Debian 17.2-1)", "18beta1", "9", "devel"].map(major);
+        assert_eq!(versions, [Some(17), Some(18), Some(9), None]);
     }
 }
