@@ -109,8 +109,8 @@ impl Error {
             }
             Error::Rejected { fix, .. } | Error::Unpublishable { fix, .. } => fix.clone(),
             Error::NeedsResync { .. } => format!(
-                "verify that this is the right database, then set on_mismatch = \"resync\" for connector {connector} and \
-                 restart; it takes a new snapshot under a new source epoch"
+                "verify that this is the right database, then run `trunkline connect resync {connector}`; it takes a new \
+                 snapshot under a new source epoch"
             ),
             Error::EventLog { source, .. } if source.action() == event_log::ErrorAction::Retry => {
                 String::from("make sure that the log is running and reachable; the connector retries")
@@ -122,7 +122,9 @@ impl Error {
             Error::Registry { subject, .. } => {
                 format!("compare the declared columns with the latest schema of subject {subject}")
             }
-            Error::Fenced { .. } => String::from("stop one of the two processes, or rename one of the connectors"),
+            Error::Fenced { .. } => format!(
+                "stop one of the two processes; `trunkline connect restart {connector}` starts the connector here again"
+            ),
         }
     }
 }

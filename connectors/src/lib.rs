@@ -7,6 +7,7 @@
 //! Each source record is published exactly once (invariant C14 in `docs/protocol/commit.md`). Each connector runs on its
 //! own thread: a failure changes its state and does not affect other connectors.
 
+pub mod commands;
 pub mod discover;
 mod error;
 pub mod ingest;

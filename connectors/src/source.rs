@@ -5,15 +5,19 @@
 //! `open`, `next`, `committed` and `close`. `committed` is called only with positions that were committed in the
 //! transaction of their records.
 
+mod context;
 mod dlq;
+mod lifecycle;
 mod positions;
+mod pump;
 mod register;
 mod retry;
 mod run;
 
+pub use context::{Context, OnMismatch};
 pub use positions::positions_spec;
 pub(crate) use register::register;
-pub use run::{Context, OnMismatch, run};
+pub use run::run;
 
 use crate::error::{Error, Result};
 use crate::status::{Handle, TableReport};

@@ -1,10 +1,11 @@
-//! State of a connector, for readiness, metrics and operators, and the commands with which operators control it.
+//! State of a connector, for readiness, metrics and operators, and the handle with which operators control it.
 //!
 //! Reading the state never waits for the connector.
 
+use crate::commands::{self, Command, CommandError, DesiredState, Inbox, Reply, Target, Waiting};
 use service::Component;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::watch;
+use tokio::sync::mpsc;
 
 /// States of a connector, named as in Kafka Connect where possible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
@@ -24,7 +25,7 @@ pub enum State {
     Failed,
     /// The stored position is incompatible with the source; a resync is required.
     NeedsResync,
-    /// Ended; the connector does not start again in this process.
+    /// Ended. If another process has taken over, the connector starts again only if an operator restarts it.
     Stopped,
 }
 
@@ -128,6 +129,14 @@ pub struct Report {
     /// A problem beside the state that an operator must resolve.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alarm: Option<Alarm>,
+    /// What operators have requested. A connector can fail while it should run.
+    pub target: Target,
+    /// Progress of a snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<String>,
+    /// Tables whose requested snapshot waits until the source is open.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pending_snapshots: Vec<String>,
     /// State of each table.
     #[serde(serialize_with = "serialize_tables")]
     pub tables: Arc<[TableReport]>,
@@ -146,26 +155,14 @@ fn serialize_tables<S: serde::Serializer>(tables: &Arc<[TableReport]>, serialize
     serializer.collect_seq(tables.iter())
 }
 
-/// What an operator has requested.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct DesiredState {
-    pub(crate) paused: bool,
-    pub(crate) resync: bool,
-}
-
-impl DesiredState {
-    /// Whether the source must be closed.
-    pub(crate) fn is_command(&self) -> bool {
-        self.paused || self.resync
-    }
-}
-
 /// Handle to observe and control a running connector. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Handle {
     component: Arc<Component>,
     report: Arc<Mutex<Report>>,
-    desired: Arc<watch::Sender<DesiredState>>,
+    commands: mpsc::Sender<Waiting>,
+    /// The commands, while no loop executes them.
+    inbox: Arc<Mutex<Option<Inbox>>>,
 }
 
 impl Handle {
@@ -181,13 +178,18 @@ impl Handle {
             lag_bytes: None,
             retained_bytes: None,
             alarm: None,
+            target: Target::Running,
+            progress: None,
+            pending_snapshots: Vec::new(),
             tables: Arc::new([]),
         };
         export_state(connector, State::Starting);
+        let (commands, inbox) = commands::channel();
         Handle {
             component: Arc::new(component),
             report: Arc::new(Mutex::new(report)),
-            desired: Arc::new(watch::Sender::new(DesiredState::default())),
+            commands,
+            inbox: Arc::new(Mutex::new(Some(inbox))),
         }
     }
 
@@ -196,35 +198,46 @@ impl Handle {
         self.lock().clone()
     }
 
-    /// Closes the source until [`Handle::resume`]. A paused PostgreSQL source keeps its replication slot, so the server
-    /// retains all WAL since the last acknowledgement.
-    pub fn pause(&self) {
-        self.desired.send_modify(|desired| desired.paused = true);
+    /// Sends a command. The reply arrives when its effect is stored; until then the command may be lost with the process.
+    ///
+    /// # Errors
+    /// [`CommandError::Busy`] if too many commands wait.
+    pub fn send(&self, command: Command) -> Result<Reply, CommandError> {
+        let connector = self.report().connector;
+        commands::send(&self.commands, &connector, command)
     }
 
-    /// Continues after [`Handle::pause`] at the stored position.
-    pub fn resume(&self) {
-        self.desired.send_modify(|desired| desired.paused = false);
+    /// The commands. Only one loop at a time executes them.
+    pub(crate) fn take_inbox(&self) -> Inbox {
+        let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
+        inbox.expect("a handle belongs to one running connector")
     }
 
-    /// Starts a new source epoch: everything is read again, and readers remove rows that no longer exist.
-    pub fn resync(&self) {
-        self.desired.send_modify(|desired| desired.resync = true);
+    /// Returns the commands when the loop ends.
+    pub(crate) fn return_inbox(&self, inbox: Inbox) {
+        *self.inbox.lock().unwrap_or_else(PoisonError::into_inner) = Some(inbox);
     }
 
-    /// Clears the resync request once the position of the new source epoch is stored.
-    pub(crate) fn resync_started(&self) {
-        self.desired.send_modify(|desired| desired.resync = false);
-    }
-
-    pub(crate) fn desired(&self) -> watch::Receiver<DesiredState> {
-        self.desired.subscribe()
+    pub(crate) fn set_desired(&self, desired: &DesiredState) {
+        self.update(|report| {
+            report.target = desired.target;
+            report.pending_snapshots = desired.snapshot.iter().cloned().collect();
+        });
     }
 
     pub(crate) fn set(&self, state: State, cause: Option<String>, fix: Option<String>) {
         let mut report = self.lock();
         if report.state != state {
             export_state(&report.connector, state);
+        }
+        if (report.state == State::Paused) != (state == State::Paused) {
+            let notice = || {
+                format!(
+                    "paused by an operator; `trunkline connect resume {}` continues",
+                    report.connector
+                )
+            };
+            self.component.set_detail((state == State::Paused).then(notice));
         }
         (report.state, report.cause, report.fix) = (state, cause, fix);
         self.publish(&report);

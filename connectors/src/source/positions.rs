@@ -1,11 +1,13 @@
-//! The positions topic: a moving record per connector, keyed by its name, and a static record, keyed by
-//! its name and `static`, which is written only when it changes.
+//! The positions topic: a moving record per connector, keyed by its name, a static record, keyed by its name and
+//! `static`, which is written only when it changes, and the desired state, keyed by its name and `desired`.
 //!
 //! [`Positions::read`] returns the newest position that was committed before the producer was initialized: it reads up
 //! to the log end at the time of the call, which includes waiting for the open transaction of a previous process that
 //! was killed (C8, C14). Position records are written only in the transactions of the connector's producer.
 
-use super::{Context, Position, register};
+use super::context::Context;
+use super::{Position, register};
+use crate::commands::DesiredState;
 use crate::error::{Error, Result};
 use event_log::{
     Cleanup, Isolation, OffsetSpec, OutBatch, OutRecord, RecordBatch, StartFrom, TopicConfig, TopicPartition,
@@ -47,6 +49,7 @@ pub(super) struct Positions {
     partition: TopicPartition,
     key: Key,
     static_key: Key,
+    desired_key: Key,
     schema: SchemaId,
     /// Revision of the static record that was last read or sent. If a transaction does not commit, the attempt ends,
     /// and the next attempt reads the topic again.
@@ -62,6 +65,27 @@ pub(super) struct Stored {
     pub(super) moving: String,
     /// The static record.
     pub(super) static_part: Option<String>,
+}
+
+/// What the topic contains about a connector.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// The position; `None` if none was ever stored.
+    pub(super) stored: Option<Stored>,
+    desired: Option<String>,
+}
+
+impl Found {
+    /// The desired state.
+    pub(super) fn desired(&self, connector: &str) -> Result<DesiredState> {
+        let Some(json) = &self.desired else {
+            return Ok(DesiredState::default());
+        };
+        DesiredState::from_json(json).map_err(|reason| Error::Rejected {
+            reason: format!("cannot read the stored desired state of connector {connector}: {reason}"),
+            fix: String::from("run the trunkline version that wrote it, or a later one"),
+        })
+    }
 }
 
 impl Stored {
@@ -100,6 +124,7 @@ impl Positions {
             partition: TopicPartition::new(context.positions_topic.as_str(), 0),
             key: Key::of(&[&context.name]),
             static_key: Key::of(&[context.name.as_str(), "static"]),
+            desired_key: Key::of(&[context.name.as_str(), "desired"]),
             schema,
             static_revision: None,
             value: Vec::new(),
@@ -113,7 +138,7 @@ impl Positions {
     /// permanently (ADR 5). If the transaction belongs to this connector, it ends with the next transaction of the same
     /// producer, which is begun and aborted here. No record is lost, because the records of the transaction are read
     /// from the source and published again.
-    pub(super) fn read(&mut self, producer: &mut dyn TransactionalProducer) -> Result<Option<Stored>> {
+    pub(super) fn read(&mut self, producer: &mut dyn TransactionalProducer) -> Result<Found> {
         let attempted = "read the stored position";
         let end = self
             .log
@@ -128,7 +153,7 @@ impl Positions {
             .map_err(Error::log(attempted))?;
         let (started, mut aborted) = (Instant::now(), false);
         let mut batch = RecordBatch::default();
-        let (mut moving, mut static_part) = (None, None);
+        let (mut moving, mut static_part, mut desired) = (None, None, None);
         // Control records take offsets, both in the log end and in the reader's position.
         while end > 0 && reader.position(&self.partition).is_none_or(|position| position < end) {
             reader
@@ -139,6 +164,8 @@ impl Positions {
                     moving = record.value().map(|value| self.json_of(value)).transpose()?;
                 } else if record.key() == Some(self.static_key.as_bytes()) {
                     static_part = record.value().map(|value| self.json_of(value)).transpose()?;
+                } else if record.key() == Some(self.desired_key.as_bytes()) {
+                    desired = record.value().map(|value| self.json_of(value)).transpose()?;
                 }
             }
             if started.elapsed() > FORGOTTEN_AFTER && !aborted {
@@ -160,7 +187,7 @@ impl Positions {
         }
         let stored = moving.map(|moving| Stored { moving, static_part });
         self.static_revision = stored.as_ref().and_then(Stored::static_revision);
-        Ok(stored)
+        Ok(Found { stored, desired })
     }
 
     /// Begins a transaction in the positions partition and aborts it.
@@ -183,19 +210,26 @@ impl Positions {
         Ok(stored.position.to_owned())
     }
 
-    /// Returns a batch with the records of a position: the static record if it has changed, then the moving record.
-    pub(super) fn records<P: Position>(&mut self, position: &P) -> &OutBatch {
+    /// Returns a batch with the records of a position and of the desired state, if given: the static record if it has
+    /// changed, the moving record, the desired state.
+    pub(super) fn records<P: Position>(&mut self, position: Option<&P>, desired: Option<&DesiredState>) -> &OutBatch {
         self.batch.clear();
-        let complete = position.complete();
-        if let Some(part) = position.static_part()
-            && self.static_revision.as_deref() != Some(part.revision)
-        {
-            self.encode(part.json, &complete);
-            self.push_record(RecordKind::Static);
-            self.static_revision = Some(part.revision.to_owned());
+        if let Some(position) = position {
+            let complete = position.complete();
+            if let Some(part) = position.static_part()
+                && self.static_revision.as_deref() != Some(part.revision)
+            {
+                self.encode(part.json, &complete);
+                self.push_record(RecordKind::Static);
+                self.static_revision = Some(part.revision.to_owned());
+            }
+            self.encode(&position.to_json(), &complete);
+            self.push_record(RecordKind::Moving);
         }
-        self.encode(&position.to_json(), &complete);
-        self.push_record(RecordKind::Moving);
+        if let Some(desired) = desired {
+            self.encode(&desired.to_json(), "");
+            self.push_record(RecordKind::Desired);
+        }
         &self.batch
     }
 
@@ -214,6 +248,7 @@ impl Positions {
         let key = match kind {
             RecordKind::Moving => &self.key,
             RecordKind::Static => &self.static_key,
+            RecordKind::Desired => &self.desired_key,
         };
         self.batch.push(
             OutRecord {
@@ -228,9 +263,10 @@ impl Positions {
     }
 }
 
-/// Kind of record of a position.
+/// Kind of record of a connector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RecordKind {
     Moving,
     Static,
+    Desired,
 }

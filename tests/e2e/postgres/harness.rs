@@ -304,7 +304,10 @@ impl Setting {
         let (context, drain) = (self.context(handle.clone(), database.runtime()), Drain::new());
         let (source, inside) = (self.source().unwrap(), drain.clone());
         let thread = std::thread::Builder::new()
-            .spawn(move || run(source, &context, &inside))
+            .spawn(move || {
+                run(source, &context, &inside);
+                Ok(())
+            })
             .unwrap();
         Connector {
             handle,
@@ -390,13 +393,6 @@ impl Connector {
     pub fn stop(mut self) -> connectors::Result<()> {
         self.drain.start();
         self.thread.take().unwrap().join().unwrap()
-    }
-
-    /// Waits until the connector ends without being stopped.
-    pub fn ended(mut self) -> connectors::Result<()> {
-        let thread = self.thread.take().unwrap();
-        wait_for("the connector to end", LIMIT, || thread.is_finished().then_some(()));
-        thread.join().unwrap()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::harness::{Database, LIMIT, Setting, embedded};
 use crate::support::wait_for;
+use connectors::commands::Command;
 use connectors::source::OnMismatch;
 use connectors::status::{Report, State, TableState};
 use std::sync::Arc;
@@ -133,10 +134,10 @@ fn possible_gap_needs_resync_which_removes_old_rows() {
     let connector = setting.start(&database);
     let found = connector.wait_for(State::NeedsResync);
     assert!(found.cause.unwrap().contains("no longer exists"));
-    assert!(found.fix.unwrap().contains("on_mismatch = \"resync\""));
+    assert!(found.fix.unwrap().contains("trunkline connect resync"));
     topic.read();
     assert_eq!(topic.records.len(), 3, "nothing is published past a gap");
-    connector.handle.resync();
+    drop(connector.handle.send(Command::Resync).unwrap());
     connector.wait_for(State::Running);
     topic.lines(6);
     assert!(

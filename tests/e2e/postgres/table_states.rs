@@ -3,6 +3,7 @@
 
 use super::harness::{Connector, Database, LIMIT, Setting, Topic};
 use crate::support::{Dev, binary, wait_for};
+use connectors::commands::Command;
 use connectors::source::OnMismatch;
 use connectors::status::{State, TableReport, TableState};
 use topology::Names;
@@ -434,9 +435,9 @@ fn position_of_an_older_release_needs_a_resync_which_raises_the_source_epoch() {
         report
             .fix
             .unwrap()
-            .contains(&format!("set on_mismatch = \"resync\" for connector {name}"))
+            .contains(&format!("trunkline connect resync {name}"))
     );
-    connector.handle.resync();
+    drop(connector.handle.send(Command::Resync).unwrap());
     topic.wait("the new snapshot", |records| records.len() == 8);
     assert!(topic.records[4..].iter().all(|r| r.tx.source_epoch == 5));
     connector.wait_for(State::Running);
