@@ -84,6 +84,15 @@ impl AdminClient {
         Ok(self.authorized(self.http.post(url).json(body)).send().await?)
     }
 
+    /// Sends a request with an optional JSON body. Does not follow redirects.
+    pub async fn send(&self, method: reqwest::Method, url: Url, body: Option<&Value>) -> Result<Response> {
+        let mut request = self.authorized(self.http.request(method, url));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        Ok(request.send().await?)
+    }
+
     fn authorized(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
         match &self.token {
             Some(token) => request.bearer_auth(token.expose()),

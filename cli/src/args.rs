@@ -2,6 +2,10 @@
 //!
 //! The doc comments are the help texts. `docs/reference/cli.md` lists the same options; a test compares both.
 
+mod connect;
+
+pub use connect::{ConnectChange, ConnectCommand, ConnectResync, ConnectSnapshot, ConnectWait};
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use service::Secret;
 use std::path::PathBuf;
@@ -68,6 +72,8 @@ pub enum Command {
     Offsets(Offsets),
     /// Show the tasks of processors and their committed state.
     State(State),
+    /// Show and control connectors: pause, resume, restart, resync, and snapshots of tables.
+    Connect(Connect),
     /// Create a token for development.
     Token(Token),
     /// Check the log, the database and the topology, and name a fix for each problem.
@@ -488,19 +494,45 @@ pub struct Token {
     pub config: Option<PathBuf>,
 }
 
+/// `trunkline connect`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Without --admin and --kafka, the command controls the `trunkline dev` of the data directory. With --kafka, the addresses of the processes are read from the topics `<topology>._trunkline.members`. Commands that change something need a token with the role operator; what they change survives a restart.\n\nExamples:\n  trunkline connect status\n  trunkline connect pause shop --wait\n  trunkline connect snapshot shop orders --wait\n  trunkline connect resync shop --yes --wait\n  trunkline connect status --admin https://connector-1:9464 --admin-token-file token --output json"
+)]
+pub struct Connect {
+    /// Log to use.
+    #[command(flatten)]
+    pub target: Target,
+    /// URL of the admin listener of a process, instead of looking it up. May be repeated.
+    #[arg(long, value_name = "URL")]
+    pub admin: Vec<String>,
+    /// Subcommand.
+    #[command(subcommand)]
+    pub command: ConnectCommand,
+}
+
 /// `trunkline doctor`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  trunkline doctor\n  trunkline doctor --kafka kafka:9092 --postgres URL --topology topology.toml\n\nExits with 1 if a problem was found."
+    after_help = "Checks the log, every process that it can find, connectors and their tables, consumer groups and dead letters; with --topology and --postgres or --config also the databases of the sources: settings, slots, publications, tables and permissions.\n\nExamples:\n  trunkline doctor\n  trunkline doctor --kafka kafka:9092 --admin https://connector-1:9464 --admin-token-file token\n  trunkline doctor --topology topology.toml --config /etc/trunkline/trunkline.toml\n  trunkline doctor --topology topology.toml --postgres postgres://user:password@127.0.0.1/shop\n\nExits with 1 if a problem was found. A warning, such as a paused connector or a new dead letter, does not change the exit code."
 )]
 pub struct Doctor {
     /// Log to use.
     #[command(flatten)]
     pub target: Target,
-    /// Also check the settings of this database.
+    /// URL of the admin listener of a process, in addition to those that are found. May be repeated.
+    #[arg(long, value_name = "URL")]
+    pub admin: Vec<String>,
+    /// Also check this database, and compare it with --topology.
     #[arg(long, value_name = "URL", env = "TRUNKLINE_POSTGRES")]
     pub postgres: Option<String>,
     /// Also check this topology file.
     #[arg(long, value_name = "FILE")]
     pub topology: Option<PathBuf>,
+    /// Use the brokers, the registry and the databases of this process configuration.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Warn about dead letters of this time: a duration before now.
+    #[arg(long, value_name = "SPAN", default_value = "24h")]
+    pub dead_letters: String,
 }

@@ -1,5 +1,6 @@
 //! The subcommands, with one file for each.
 
+pub mod connect;
 pub mod dev;
 pub mod doctor;
 pub mod init;

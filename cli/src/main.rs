@@ -7,12 +7,15 @@ mod args;
 mod backends;
 mod commands;
 mod config;
+mod connect_api;
+mod connectors_client;
 mod data_dir;
 mod exit;
 mod node;
 mod operations_api;
 mod operations_client;
 mod print;
+mod processes;
 mod running_dev;
 mod state_api;
 mod time;
@@ -52,6 +55,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Replay(replay) => commands::replay::run(cli.output, replay),
         Command::Offsets(offsets) => commands::offsets::run(cli.output, offsets),
         Command::State(state) => commands::state::run(cli.output, state),
+        Command::Connect(connect) => commands::connect::run(cli.output, connect),
         Command::Token(token) => commands::token::run(cli.output, token),
         Command::Doctor(doctor) => commands::doctor::run(cli.output, doctor),
     }

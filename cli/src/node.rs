@@ -3,6 +3,7 @@
 //! [`start`] opens the admin listener first, so that `/readyz` explains what the node waits for. Then it connects to the
 //! log and the registry (retrying while they are unavailable), creates the topics, and starts the roles.
 
+mod announcement;
 mod context;
 mod declarative;
 mod ingest;
@@ -13,11 +14,14 @@ mod sync_views;
 mod topics;
 
 pub use registry_listener::RegistryListener;
+pub use sources::declared_tables;
 
 use crate::backends::Backends;
 use crate::config::Processors;
+use crate::connect_api::{self, RunningConnectors, Worker};
 use crate::operations_api::{self, SharedOperations};
 use crate::state_api::{self, SharedProcessors};
+use announcement::Announcement;
 use anyhow::{Context as _, Result};
 use connectors::sources::postgres;
 use context::Context;
@@ -55,6 +59,8 @@ pub struct Plan {
     pub processors: Processors,
     /// Listener of the embedded registry.
     pub registry: Option<RegistryListener>,
+    /// The connectors of the process, which are added when they start.
+    pub running: RunningConnectors,
 }
 
 /// Addresses of a node's listeners.
@@ -86,7 +92,11 @@ pub async fn start(
         drain: tasks.drain(),
     };
     let (operations, processors) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
-    let routes = routes(operations.clone(), processors.clone());
+    let worker = Worker {
+        id: plan.name.clone(),
+        connectors: plan.running.clone(),
+    };
+    let routes = routes(operations.clone(), processors.clone(), worker);
     let admin = admin.serve(tasks, &plan.admin, routes)?;
     let component = readiness.register("log");
     component.not_ready(
@@ -105,6 +115,12 @@ pub async fn start(
         processors.set(backends.running.clone()).is_ok(),
         "the log is opened once"
     );
+    let announcement = Announcement {
+        node: &plan.name,
+        instance: plan.processors.instance.as_deref().unwrap_or(&plan.name),
+        topic: plan.topology.names().members(),
+    };
+    announcement::start(announcement, &backends, tasks);
     watch(backends.log.clone(), component, tasks);
     let context = Context {
         node: plan.name.clone(),
@@ -119,8 +135,10 @@ pub async fn start(
 }
 
 /// Routes of the admin listener in addition to those that every process has.
-fn routes(operations: SharedOperations, processors: SharedProcessors) -> Routes {
-    operations_api::routes(operations).merge(state_api::routes(processors))
+fn routes(operations: SharedOperations, processors: SharedProcessors, worker: Worker) -> Routes {
+    operations_api::routes(operations)
+        .merge(state_api::routes(processors))
+        .merge(connect_api::routes(worker))
 }
 
 /// Connects and creates the topics. Retries both while the log or the registry is unavailable.
@@ -230,7 +248,7 @@ fn start_connectors(
     plan: &Plan,
     context: &Context,
 ) -> Result<BTreeMap<String, connectors::sources::http::HttpSourceHandle>> {
-    let mut handles = BTreeMap::new();
+    let (mut handles, mut started) = (BTreeMap::new(), Vec::new());
     for role in &plan.roles {
         let Role::Connector(name) = role else { continue };
         let source = plan.topology.source(name.as_str());
@@ -239,7 +257,9 @@ fn start_connectors(
             SourceKind::Http => {
                 let topic = context.names.change(source.name.as_str());
                 let posted_to = context.names.local(&topic).to_owned();
-                handles.insert(posted_to, sources::start_http(context, source));
+                let (running, posts) = sources::start_http(context, source);
+                started.push(running);
+                handles.insert(posted_to, posts);
             }
             SourceKind::Postgres => {
                 let config = plan.connectors.get(name.as_str()).with_context(|| {
@@ -249,10 +269,11 @@ fn start_connectors(
                         plan.name
                     )
                 })?;
-                sources::start_postgres(context, source, config)?;
+                started.push(sources::start_postgres(context, source, config)?);
             }
         }
     }
+    plan.running.set(started);
     Ok(handles)
 }
 

@@ -4,6 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::sources::postgres::catalog::{self, Table};
+use crate::sources::postgres::inspect::{self, Finding, Severity};
 use crate::sources::postgres::server::{Server, Settings};
 use service::Secret;
 
@@ -76,58 +77,30 @@ fn read(server: &Server) -> Result<Database> {
     })
 }
 
-/// A setting that logical replication requires.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Setting {
-    /// Whether it meets the requirement.
-    pub ok: bool,
-    /// The current value of the setting, for the operator.
-    pub found: String,
-    /// The statement that corrects the setting; empty if the setting meets the requirement.
-    pub fix: String,
-}
-
 /// Checks the settings that logical replication requires. Blocks; call it outside async tasks.
 ///
 /// # Errors
 /// As [`tables`].
-pub fn settings(url: &str) -> Result<Vec<Setting>> {
-    const ATTEMPTED: &str = "read the settings";
+pub fn settings(url: &str) -> Result<Vec<Finding>> {
     let server = parse(url)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| thread_error(e.into()))?;
     runtime.block_on(async {
         let sql = server.connect("trunkline doctor").await?;
-        let setting = |ok: bool, found: String, fix: String| Setting {
-            ok,
-            found,
-            fix: if ok { String::new() } else { fix },
+        let level = sql
+            .value("read the settings", "SHOW wal_level")
+            .await?
+            .unwrap_or_default();
+        let is_logical = level == "logical";
+        let level = Finding {
+            severity: if is_logical { Severity::Ok } else { Severity::Problem },
+            found: format!("wal_level is {level}"),
+            fix: match is_logical {
+                true => String::new(),
+                false => String::from("ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL"),
+            },
         };
-        let level = sql.value(ATTEMPTED, "SHOW wal_level").await?.unwrap_or_default();
-        let role = "SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user";
-        let may_replicate = sql.value(ATTEMPTED, role).await?.is_some_and(|v| v == "t");
-        let slots = "SELECT current_setting('max_replication_slots')::int - count(*) FROM pg_replication_slots";
-        let free = sql.value(ATTEMPTED, slots).await?.unwrap_or_default();
-        Ok(vec![
-            setting(
-                level == "logical",
-                format!("wal_level is {level}"),
-                String::from("ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL"),
-            ),
-            setting(
-                may_replicate,
-                format!(
-                    "user {} {} the REPLICATION attribute",
-                    server.user(),
-                    if may_replicate { "has" } else { "lacks" }
-                ),
-                format!("ALTER ROLE \"{}\" REPLICATION;", server.user()),
-            ),
-            setting(
-                free.parse::<i64>().is_ok_and(|n| n > 0),
-                format!("{free} replication slots available"),
-                String::from("raise max_replication_slots, or drop an unused slot"),
-            ),
-        ])
+        let right = inspect::replication_right(&sql, server.user()).await?;
+        Ok(vec![level, right, inspect::free_slots(&sql).await?])
     })
 }

@@ -12,6 +12,7 @@
 
 #[cfg(feature = "external")]
 mod cluster;
+mod connect;
 mod data_dir;
 mod declarative;
 mod deployment;

@@ -8,6 +8,7 @@ mod failover;
 pub mod fault_injection;
 mod harness;
 mod key_changes;
+mod operators;
 mod rejected_setups;
 mod retention;
 mod table_states;

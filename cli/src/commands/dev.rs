@@ -5,6 +5,7 @@ mod shop;
 use crate::args::{self, Engine};
 use crate::backends::{self, Backends};
 use crate::config::{self, Kafka, Processors};
+use crate::connect_api::RunningConnectors;
 use crate::data_dir::{self, DataDir};
 use crate::node::{self, Addresses, Plan};
 use crate::running_dev::{self, RunningDev};
@@ -189,6 +190,7 @@ fn plan(dev: &args::Dev, topology: Topology, key: &DevKey, ingest_token: &str) -
             ..Processors::default()
         },
         registry: Some(node::RegistryListener::on(loopback(0))),
+        running: RunningConnectors::default(),
     })
 }
 

@@ -5,6 +5,7 @@ mod issuers;
 use crate::args;
 use crate::backends::{self, Backends};
 use crate::config::{self, Kafka, NodeConfig};
+use crate::connect_api::RunningConnectors;
 use crate::data_dir::DataDir;
 use crate::node::{self, Plan};
 use anyhow::{Context, Result, bail};
@@ -44,6 +45,7 @@ pub fn run(run: &args::Run) -> Result<()> {
         edge: config.edge,
         processors: config.processors,
         registry: node::RegistryListener::of(&config.registry),
+        running: RunningConnectors::default(),
     };
     let (kafka, registry) = (Arc::new(config.kafka), Arc::new(config.registry));
     let open = move || open(&kafka, &registry);

@@ -1,6 +1,7 @@
 //! The roles `connector:<name>`: PostgreSQL and HTTP sources.
 
 use super::context::Context;
+use crate::connect_api::RunningConnector;
 use anyhow::Result;
 use connectors::source::{Context as SourceContext, OnMismatch, run as run_source};
 use connectors::sources::http::HttpSourceHandle;
@@ -10,16 +11,17 @@ use schemas::pg_types::Column;
 use topology::{Source, Table};
 
 /// Starts a PostgreSQL connector on its own thread.
-pub fn start_postgres(context: &Context, source: &Source, config: &postgres::Config) -> Result<()> {
-    let tables = source.tables.iter().map(declared_table).collect();
+pub fn start_postgres(context: &Context, source: &Source, config: &postgres::Config) -> Result<RunningConnector> {
+    let tables = declared_tables(source);
     let registry = context.backends.registry.clone();
     let connector = postgres::Source::new(&context.names, &source.name, config, tables, registry)?;
-    start(context, source, connector, config.on_mismatch);
-    Ok(())
+    let objects = connector.objects();
+    let handle = start(context, source, connector, config.on_mismatch);
+    Ok(running(context, source, handle, Some(objects)))
 }
 
 /// Starts an HTTP source on its own thread. The ingest listener passes posted transactions to the returned handle.
-pub fn start_http(context: &Context, source: &Source) -> HttpSourceHandle {
+pub fn start_http(context: &Context, source: &Source) -> (RunningConnector, HttpSourceHandle) {
     let table = |table: &Table| connectors::sources::http::DeclaredTable {
         name: table.name.as_str().into(),
         schema: table.schema.clone(),
@@ -28,12 +30,27 @@ pub fn start_http(context: &Context, source: &Source) -> HttpSourceHandle {
     let tables = source.tables.iter().map(table).collect();
     let (registry, clock) = (context.backends.registry.clone(), context.backends.clock.clone());
     let topic = topic(context, source);
-    let (connector, handle) = connectors::sources::http::Source::new(&source.name, &topic, tables, registry, clock);
-    start(context, source, connector, OnMismatch::Stop);
-    handle
+    let (connector, posts) = connectors::sources::http::Source::new(&source.name, &topic, tables, registry, clock);
+    let handle = start(context, source, connector, OnMismatch::Stop);
+    (running(context, source, handle, None), posts)
 }
 
-fn start<S>(context: &Context, source: &Source, connector: S, on_mismatch: OnMismatch)
+fn running(
+    context: &Context,
+    source: &Source,
+    handle: Handle,
+    objects: Option<postgres::ServerObjects>,
+) -> RunningConnector {
+    RunningConnector {
+        name: source.name.to_string(),
+        handle,
+        topic: topic(context, source),
+        tables: source.tables.iter().map(|table| table.name.to_string()).collect(),
+        objects,
+    }
+}
+
+fn start<S>(context: &Context, source: &Source, connector: S, on_mismatch: OnMismatch) -> Handle
 where
     S: connectors::source::Source + Send + 'static,
 {
@@ -50,14 +67,20 @@ where
         handle: Handle::new(&name, component),
         on_mismatch,
     };
-    let drain = context.tasks.drain();
+    let (handle, drain) = (source_context.handle.clone(), context.tasks.drain());
     context.tasks.thread(format!("connector-{name}"), move || {
-        run_source(connector, &source_context, &drain)
+        run_source(connector, &source_context, &drain);
     });
+    handle
 }
 
 fn topic(context: &Context, source: &Source) -> String {
     context.names.change(source.name.as_str())
+}
+
+/// The tables of a PostgreSQL source.
+pub fn declared_tables(source: &Source) -> Vec<postgres::Declared> {
+    source.tables.iter().map(declared_table).collect()
 }
 
 fn declared_table(table: &Table) -> postgres::Declared {

@@ -11,7 +11,7 @@ use tower::ServiceExt;
 
 /// Method, path and minimum role of each route; `None` for everyone. A new route must be added here and to the table of
 /// roles in docs/guides/listeners.md.
-const ROUTES: [(&str, &str, Option<Access>); 7] = [
+const ROUTES: [(&str, &str, Option<Access>); 24] = [
     ("GET", "/healthz", None),
     ("GET", "/readyz", None),
     ("GET", "/metrics", Some(Access::Metrics)),
@@ -19,6 +19,27 @@ const ROUTES: [(&str, &str, Option<Access>); 7] = [
     ("GET", "/v1/state", Some(Access::Viewer)),
     ("GET", "/v1/state/{processor}/{store}", Some(Access::Viewer)),
     ("GET", "/v1/state/{processor}/{store}/scan", Some(Access::Viewer)),
+    ("GET", "/connectors", Some(Access::Viewer)),
+    ("POST", "/connectors", Some(Access::Operator)),
+    ("GET", "/connectors/{name}", Some(Access::Viewer)),
+    ("DELETE", "/connectors/{name}", Some(Access::Operator)),
+    ("GET", "/connectors/{name}/config", Some(Access::Viewer)),
+    ("PUT", "/connectors/{name}/config", Some(Access::Operator)),
+    ("GET", "/connectors/{name}/status", Some(Access::Viewer)),
+    ("GET", "/connectors/{name}/tasks", Some(Access::Viewer)),
+    ("GET", "/connectors/{name}/tasks/{task}/status", Some(Access::Viewer)),
+    ("GET", "/connectors/{name}/offsets", Some(Access::Viewer)),
+    ("PUT", "/connectors/{name}/pause", Some(Access::Operator)),
+    ("PUT", "/connectors/{name}/stop", Some(Access::Operator)),
+    ("PUT", "/connectors/{name}/resume", Some(Access::Operator)),
+    ("POST", "/connectors/{name}/restart", Some(Access::Operator)),
+    (
+        "POST",
+        "/connectors/{name}/tasks/{task}/restart",
+        Some(Access::Operator),
+    ),
+    ("POST", "/connectors/{name}/resync", Some(Access::Operator)),
+    ("POST", "/connectors/{name}/snapshot", Some(Access::Operator)),
 ];
 
 fn token(role: Access) -> String {
@@ -33,7 +54,11 @@ fn all_routes() -> Routes {
         metrics: telemetry::metrics(),
         drain: tasks.drain(),
     };
-    admin.routes().merge(routes(Arc::default(), Arc::default()))
+    let worker = Worker {
+        id: "views-1".to_owned(),
+        connectors: RunningConnectors::default(),
+    };
+    admin.routes().merge(routes(Arc::default(), Arc::default(), worker))
 }
 
 fn protected() -> axum::Router {
@@ -202,5 +227,28 @@ async fn unknown_paths_and_methods_are_problems() {
         let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(body["type"], kind);
+    }
+}
+
+#[tokio::test]
+async fn declared_connectors_are_neither_created_nor_deleted() {
+    let router = protected();
+    for (method, path) in [
+        ("POST", "/connectors"),
+        ("PUT", "/connectors/shop/config"),
+        ("DELETE", "/connectors/shop"),
+    ] {
+        let request = axum::http::Request::builder().method(method).uri(path);
+        let request = request.header("authorization", format!("Bearer {}", token(Access::Operator)));
+        let response = router
+            .clone()
+            .oneshot(request.body(Body::empty()).unwrap())
+            .await
+            .unwrap();
+        assert_eq!(response.status(), 409, "{method} {path}");
+        let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["error_code"], 409);
+        assert!(body["message"].as_str().unwrap().contains("declared in topology.toml"));
     }
 }

@@ -15,6 +15,7 @@ mod copy;
 mod declaration;
 mod drift;
 mod emitter;
+pub(crate) mod inspect;
 mod monitor;
 mod opening;
 mod pgoutput;
@@ -33,6 +34,7 @@ mod tuples;
 
 pub use check::Declared;
 pub use config::{Config, WalSize};
+pub use inspect::{Finding, Severity};
 pub use position::Position;
 pub use retention::OnMaxRetainedWal;
 
@@ -59,6 +61,17 @@ use std::sync::Arc;
 use std::time::Duration;
 use stream::Stream;
 use topology::Names;
+
+/// What a source uses on its server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerObjects {
+    /// The server and database, without credentials.
+    pub server: String,
+    /// The replication slot.
+    pub slot: String,
+    /// The publication.
+    pub publication: String,
+}
 
 /// A PostgreSQL source.
 pub struct Source {
@@ -234,6 +247,24 @@ impl Source {
 
     fn server(&self) -> &Server {
         &self.declaration.server
+    }
+
+    /// Checks the database for an operator. Blocks; call it outside async tasks. It only reads the catalog.
+    ///
+    /// # Errors
+    /// The thread cannot wait for the database.
+    pub fn inspect(&self) -> std::io::Result<Vec<Finding>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(runtime.block_on(inspect::inspect(&self.declaration, &self.slot)))
+    }
+
+    /// What the source uses on its server.
+    pub fn objects(&self) -> ServerObjects {
+        ServerObjects {
+            server: self.server().to_string(),
+            slot: self.slot.clone(),
+            publication: self.declaration.publication.clone(),
+        }
     }
 
     fn emitter(&self) -> Emitter {

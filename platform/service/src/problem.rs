@@ -89,6 +89,13 @@ pub struct Problem {
     pub members: Map<String, Value>,
 }
 
+impl From<Box<Problem>> for Problem {
+    /// Functions return a box, because the error would be much larger than the result.
+    fn from(boxed: Box<Problem>) -> Self {
+        *boxed
+    }
+}
+
 impl Problem {
     /// A problem of type `about:blank`, with the reason phrase of the status as title.
     pub fn status(status: StatusCode) -> Self {

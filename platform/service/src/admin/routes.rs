@@ -54,10 +54,17 @@ impl Endpoint {
         Self { method, path, access }
     }
 
+    /// `DELETE` of a path.
+    pub const fn delete(path: &'static str, access: Access) -> Self {
+        let method = "DELETE";
+        Self { method, path, access }
+    }
+
     fn filter(&self) -> MethodFilter {
         match self.method {
             "GET" => MethodFilter::GET,
             "POST" => MethodFilter::POST,
+            "DELETE" => MethodFilter::DELETE,
             _ => MethodFilter::PUT,
         }
     }

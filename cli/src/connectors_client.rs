@@ -1,0 +1,232 @@
+//! The connectors of all processes, read from their admin listeners.
+
+use crate::processes::Processes;
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// State of a connector, as its process reports it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// Its name.
+    pub connector: String,
+    /// The exact state.
+    pub state: String,
+    /// Why it does not work.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// The fix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+    /// The stored position.
+    pub position: String,
+    /// Records published by the process.
+    pub records_total: u64,
+    /// Bytes that are not acknowledged yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lag_bytes: Option<u64>,
+    /// What operators have requested: running, paused or stopped.
+    pub target: String,
+    /// Progress of a snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<String>,
+    /// Tables whose requested snapshot waits.
+    #[serde(default)]
+    pub pending_snapshots: Vec<String>,
+    /// Its tables.
+    pub tables: Vec<Table>,
+}
+
+/// State of a table.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Table {
+    /// Its name.
+    pub table: String,
+    /// Its state.
+    pub state: String,
+    /// Why it needs a snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// The fix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
+impl Table {
+    /// Whether its changes are skipped.
+    pub fn needs_snapshot(&self) -> bool {
+        self.state == "NEEDS_SNAPSHOT"
+    }
+}
+
+/// How serious a state is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Nothing to do.
+    Ok,
+    /// Intended or temporary.
+    Warn,
+    /// Red in readiness.
+    Bad,
+}
+
+impl Report {
+    /// How serious the state of the connector is, without its tables.
+    pub fn level(&self) -> Level {
+        match self.state.as_str() {
+            "RUNNING" | "SNAPSHOTTING" => Level::Ok,
+            "PAUSED" => Level::Warn,
+            _ => Level::Bad,
+        }
+    }
+
+    /// Whether the connector and all its tables work, or an operator has paused it.
+    pub fn is_healthy(&self) -> bool {
+        self.level() < Level::Bad && !self.tables.iter().any(Table::needs_snapshot)
+    }
+}
+
+/// A connector in a process.
+#[derive(Debug, Clone, Serialize)]
+pub struct Found {
+    /// URL of the process.
+    pub at: String,
+    /// Its state.
+    #[serde(flatten)]
+    pub report: Report,
+}
+
+/// The connectors of all processes that answered.
+#[derive(Debug, Default)]
+pub struct Connectors {
+    /// The connectors, by name.
+    pub found: Vec<Found>,
+    /// Why a process did not answer.
+    pub failures: Vec<anyhow::Error>,
+}
+
+impl Connectors {
+    /// Asks all processes.
+    pub fn read(processes: &Processes) -> Self {
+        let mut connectors = Connectors::default();
+        for url in &processes.urls {
+            match of_process(processes, url) {
+                Ok(found) => connectors.found.extend(found),
+                Err(error) => connectors.failures.push(error),
+            }
+        }
+        connectors
+            .found
+            .sort_by(|a, b| a.report.connector.cmp(&b.report.connector));
+        connectors
+    }
+
+    /// The process in which commands for a connector are executed. A process that has lost its connector to another one
+    /// is used only if no other process has it.
+    pub fn named(&self, name: &str) -> Result<&Found> {
+        let mut all: Vec<&Found> = self
+            .found
+            .iter()
+            .filter(|found| found.report.connector == name)
+            .collect();
+        all.sort_by_key(|found| found.report.state == "STOPPED");
+        match all.first() {
+            Some(found) => Ok(found),
+            None => bail!(self.unknown(name)),
+        }
+    }
+
+    /// The message for a connector that no process has.
+    fn unknown(&self, name: &str) -> String {
+        let mut names: Vec<&str> = self.found.iter().map(|found| found.report.connector.as_str()).collect();
+        names.dedup();
+        let available = if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        };
+        let failures = self.failures.iter().map(|error| format!("; {error:#}"));
+        format!(
+            "no process runs a connector `{name}`; running connectors: {available}{}",
+            failures.collect::<String>()
+        )
+    }
+}
+
+/// The connectors of one process.
+pub fn of_process(processes: &Processes, url: &str) -> Result<Vec<Found>> {
+    let (status, answer) = processes.get(url, &["connectors"], "expand=status")?;
+    if status == 503 {
+        let detail = answer.get("detail").and_then(Value::as_str);
+        bail!("{url}: {}", detail.unwrap_or("the connectors have not started yet"));
+    }
+    let statuses = answer.as_object().into_iter().flatten();
+    statuses
+        .map(|(_, item)| report_of(url, item.get("status").unwrap_or(&Value::Null)))
+        .collect()
+}
+
+/// The state of one connector.
+pub fn status(processes: &Processes, url: &str, name: &str) -> Result<Found> {
+    let (_, answer) = processes.get(url, &["connectors", name, "status"], "")?;
+    report_of(url, &answer)
+}
+
+fn report_of(url: &str, status: &Value) -> Result<Found> {
+    let report = status.get("trunkline").cloned().unwrap_or_default();
+    let report = serde_json::from_value(report)
+        .with_context(|| format!("cannot parse the answer of {url}; it may run another version of trunkline"))?;
+    Ok(Found {
+        at: url.to_owned(),
+        report,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(at: &str, name: &str, state: &str) -> Found {
+        let report = serde_json::json!({
+            "connector": name, "state": state, "position": "", "records_total": 0, "target": "running", "tables": [],
+        });
+        Found {
+            at: at.to_owned(),
+            report: serde_json::from_value(report).unwrap(),
+        }
+    }
+
+    #[test]
+    fn commands_go_to_the_process_that_has_the_connector() {
+        let connectors = Connectors {
+            found: vec![
+                found("a", "shop", "STOPPED"),
+                found("b", "shop", "RUNNING"),
+                found("c", "x", "STOPPED"),
+            ],
+            failures: vec![anyhow::anyhow!("cannot reach d")],
+        };
+        assert_eq!(connectors.named("shop").unwrap().at, "b");
+        assert_eq!(connectors.named("x").unwrap().at, "c");
+        let error = connectors.named("shp").unwrap_err().to_string();
+        let expected = "no process runs a connector `shp`; running connectors: shop, x; cannot reach d";
+        assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn paused_is_a_warning_and_other_states_without_records_are_bad() {
+        for (state, level) in [
+            ("RUNNING", Level::Ok),
+            ("SNAPSHOTTING", Level::Ok),
+            ("PAUSED", Level::Warn),
+            ("STARTING", Level::Bad),
+            ("RETRYING", Level::Bad),
+            ("FAILED", Level::Bad),
+            ("NEEDS_RESYNC", Level::Bad),
+            ("STOPPED", Level::Bad),
+        ] {
+            assert_eq!(found("a", "shop", state).report.level(), level, "{state}");
+        }
+    }
+}
