@@ -1,6 +1,7 @@
 //! `trunkline dev`: all roles in one process, for development, tests and small deployments.
 
 mod shop;
+mod slots;
 
 use crate::args::{self, Engine};
 use crate::backends::{self, Backends};
@@ -17,6 +18,7 @@ use edge::token::{DEV_AUDIENCE, DevKey, TokenRequest};
 use event_log::SharedEventLog;
 use event_log::embedded::Durability;
 use service::{Secret, Service, SharedClock, Tasks, clock};
+use slots::UsedSlot;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -34,16 +36,15 @@ const TOKEN_HOURS: i64 = 12;
 /// Runs everything until SIGTERM or Ctrl-C.
 pub fn run(dev: &args::Dev) -> Result<()> {
     // From here on the absolute path is used: with `--data . --fresh`, the working directory is the renamed directory.
-    let dev = &args::Dev {
-        data: claim(dev)?,
-        ..dev.clone()
-    };
+    let (data, previous) = claim(dev)?;
+    let dev = &args::Dev { data, ..dev.clone() };
     let (topology, is_sample) = topology(dev)?;
     print_start(dev, is_sample);
     let key = DevKey::open(&dev.data, Algorithm::HS256).context("cannot open the development key")?;
     let ingest_token = ingest_token(&dev.data)?;
     let view_log = topology.names().view_log();
     let plan = plan(dev, topology, &key, &ingest_token)?;
+    let running = plan.running.clone();
     let open = opener(dev)?;
     let token = key.sign(
         &TokenRequest {
@@ -60,9 +61,11 @@ pub fn run(dev: &args::Dev) -> Result<()> {
         clock::system().now_ms() / 1000,
     )?;
     let (data, orders_per_s) = (dev.data.clone(), dev.orders_per_s);
-    Service::new().run(move |tasks| async move {
+    let ended = Service::new().run(move |tasks| async move {
         let addresses = node::start(plan, open, &tasks).await?;
         write_running_dev(&data, &addresses)?;
+        slots::replace(&running, &previous);
+        slots::record(&tasks, data, running);
         let posts = addresses.ingest.filter(|_| is_sample && orders_per_s > 0.0);
         if let Some(ingest) = posts {
             start_generator(&tasks, ingest, &ingest_token, orders_per_s);
@@ -70,17 +73,22 @@ pub fn run(dev: &args::Dev) -> Result<()> {
         print_overview(&addresses, &token, &ingest_token, is_sample);
         print_next(&view_log);
         Ok::<(), anyhow::Error>(())
-    })?;
+    });
+    slots::print_remaining(&dev.data);
+    ended?;
     Ok(())
 }
 
-/// Locks the data directory until the process exits; with `--fresh`, replaces it with an empty directory first.
-fn claim(dev: &args::Dev) -> Result<PathBuf> {
+/// Locks the data directory until the process exits; with `--fresh`, replaces it with an empty directory first. Returns the
+/// slots that were used with the replaced directory too.
+fn claim(dev: &args::Dev) -> Result<(PathBuf, Vec<UsedSlot>)> {
     let mut data = DataDir::claim(&dev.data, data_dir::OPTION)?;
+    let mut previous = Vec::new();
     if dev.fresh {
         let (new, aside) = data.start_over(data_dir::OPTION)?;
         data = new;
         if let Some(aside) = aside {
+            previous = slots::read(&aside);
             eprintln!(
                 "Created an empty data directory; the previous contents of {} are in {}.",
                 dev.data.display(),
@@ -88,7 +96,7 @@ fn claim(dev: &args::Dev) -> Result<PathBuf> {
             );
         }
     }
-    Ok(data.keep())
+    Ok((data.keep(), previous))
 }
 
 /// The topology, and whether it is the sample shop, for which the generator creates orders.
