@@ -5,7 +5,7 @@ use super::harness::{Harness, eventually};
 use crate::support::Broker;
 use event_log::kafka::{Config, KafkaLog};
 use reqwest::Client;
-use serde_json::{Value, json};
+use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn edge_answers_503_while_the_broker_is_down() {

@@ -192,7 +192,7 @@ fn table_of_a_foreign_publication_does_not_stop_the_others() {
     });
     let statement = format!(r#"ALTER PUBLICATION "{publication}" ADD TABLE "public"."orders""#);
     assert!(found.table == "orders" && found.fix.unwrap().contains(&statement));
-    connector.stop().unwrap();
+    connector.stop();
     // With on_mismatch = "resync", the next open must not try to change a publication of another owner.
     let connector = setting.start(&database);
     connector.wait_for(State::Running);
@@ -201,13 +201,13 @@ fn table_of_a_foreign_publication_does_not_stop_the_others() {
     topic.wait("the other table", |records| {
         records.iter().any(|r| r.key == r#"["other","7"]"#)
     });
-    connector.stop().unwrap();
+    connector.stop();
     database.sql(&statement);
     let connector = setting.start(&database);
     topic.wait("a new source epoch", |records| {
         records.iter().any(|r| r.tx.source_epoch > 1)
     });
     connector.wait_for(State::Running);
-    connector.stop().unwrap();
+    connector.stop();
     database.sql(&format!("DROP OWNED BY {user}; DROP ROLE {user}"));
 }

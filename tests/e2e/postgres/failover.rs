@@ -2,6 +2,7 @@
 
 use super::harness::{Database, Setting};
 use crate::support::{Postgres, wait_for};
+use connectors::commands::Command;
 use connectors::status::State;
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ fn standby_is_not_used_and_a_synchronized_slot_continues_after_its_promotion() {
             .unwrap()
             .contains("is a standby, but the connector needs the primary")
     );
-    connector.stop().unwrap();
+    connector.stop();
     // Of several hosts, the primary is used.
     setting.url = both;
     let mut topic = setting.topic();
@@ -61,7 +62,7 @@ fn standby_is_not_used_and_a_synchronized_slot_continues_after_its_promotion() {
         });
     }
     // Nothing may be published that the standby lacks.
-    connector.handle.pause();
+    connector.send(Command::Pause);
     connector.wait_for(State::Paused);
     wait_for("the standby to catch up", Duration::from_secs(60), || {
         let caught_up = "SELECT count(*)::text FROM pg_stat_replication WHERE application_name = 'walreceiver' AND \
@@ -70,7 +71,7 @@ fn standby_is_not_used_and_a_synchronized_slot_continues_after_its_promotion() {
     });
     primary.kill();
     standby.promote();
-    connector.handle.resume();
+    connector.send(Command::Resume);
     if synchronizes {
         let after = Database::named(&database.name, &only_standby);
         after.sql("INSERT INTO orders VALUES (3)");
@@ -93,7 +94,7 @@ fn standby_is_not_used_and_a_synchronized_slot_continues_after_its_promotion() {
             "{cause}"
         );
     }
-    connector.stop().unwrap();
+    connector.stop();
 }
 
 struct Standby<'s>(&'s str, &'s Database);

@@ -10,7 +10,7 @@ use event_log::SharedEventLog;
 use registry::SharedRegistry;
 use service::{Drain, Readiness};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{self, Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -90,7 +90,7 @@ struct Killed(Child);
 impl Killed {
     fn start(place: &str, url: &str, name: &str, failpoints: &str) -> Self {
         let child = serde_json::to_string(&[place, url, name]).unwrap();
-        let process = Command::new(std::env::current_exe().unwrap())
+        let process = process::Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
                 "postgres::fault_injection::child_runs_a_connector_until_killed",
@@ -301,7 +301,7 @@ fn survives_deaths(place: &str, log: impl Fn() -> (SharedEventLog, SharedRegistr
     let mut topic = setting.topic();
     settle(&database, &mut topic);
     never_half(&topic);
-    connector.stop().unwrap();
+    connector.stop();
 }
 
 #[test]
@@ -396,7 +396,7 @@ fn paused_connector_releases_the_slot_and_resumes() {
     let mut topic = setting.topic();
     let connector = setting.start(&database);
     topic.lines(3002);
-    drop(connector.handle.send(Command::Pause).unwrap());
+    connector.send(Command::Pause);
     connector.wait_for(State::Paused);
     wait_for("the slot to be free", LIMIT, || {
         database.slot("active").filter(|a| a == "false")
@@ -404,7 +404,7 @@ fn paused_connector_releases_the_slot_and_resumes() {
     database.sql("INSERT INTO history (account, delta) VALUES (1, 0)");
     topic.read();
     assert_eq!(topic.records.len(), 3002);
-    drop(connector.handle.send(Command::Resume).unwrap());
+    connector.send(Command::Resume);
     topic.lines(3003);
     connector.wait_for(State::Running);
 }
@@ -434,10 +434,10 @@ fn slot_of_an_idle_database_advances() {
 
 /// The slot is not ahead of the stored position: a restart causes no mismatch.
 fn restarts_at_once(setting: &Setting, database: &Database, connector: Connector) {
-    connector.stop().unwrap();
+    connector.stop();
     let again = setting.start(database);
     again.wait_for(State::Running);
-    again.stop().unwrap();
+    again.stop();
 }
 
 #[test]
@@ -460,5 +460,5 @@ fn change_is_published_within_milliseconds() {
         "{:?} for 20 changes one after the other",
         begun.elapsed()
     );
-    connector.stop().unwrap();
+    connector.stop();
 }

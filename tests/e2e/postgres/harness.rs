@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "shared by tests and load commands, which use different parts")]
 
 use crate::support::{self, wait_for};
+use connectors::commands::Command;
 use connectors::source::{Context, OnMismatch, run};
 use connectors::sources::postgres::{Config, Declared, Source};
 use connectors::status::{Handle, Report, State};
@@ -359,12 +360,12 @@ impl Setting {
 pub struct Connector {
     pub handle: Handle,
     drain: Drain,
-    thread: Option<JoinHandle<connectors::Result<()>>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Connector {
     /// A connector that a test started itself.
-    pub fn of(handle: Handle, drain: Drain, thread: JoinHandle<connectors::Result<()>>) -> Self {
+    pub fn of(handle: Handle, drain: Drain, thread: JoinHandle<()>) -> Self {
         Connector {
             handle,
             drain,
@@ -389,10 +390,15 @@ impl Connector {
         }
     }
 
-    /// Stops the connector and returns its result.
-    pub fn stop(mut self) -> connectors::Result<()> {
+    /// Sends a command, without waiting for its effect.
+    pub fn send(&self, command: Command) {
+        drop(self.handle.send(command).unwrap());
+    }
+
+    /// Stops the connector.
+    pub fn stop(mut self) {
         self.drain.start();
-        self.thread.take().unwrap().join().unwrap()
+        self.thread.take().unwrap().join().unwrap();
     }
 }
 

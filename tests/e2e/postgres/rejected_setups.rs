@@ -107,7 +107,7 @@ fn missing_permission_names_the_owners_statement() {
         .to_owned();
     database.sql(&statement);
     connector.wait_for(State::Running);
-    connector.stop().unwrap();
+    connector.stop();
     database.sql(&format!(
         "REVOKE ALL ON orders FROM {user}; DROP OWNED BY {user}; DROP ROLE {user}"
     ));
@@ -122,7 +122,7 @@ fn possible_gap_needs_resync_which_removes_old_rows() {
     let connector = setting.start(&database);
     topic.lines(3);
     connector.wait_for(State::Running);
-    connector.stop().unwrap();
+    connector.stop();
     // The slot is dropped, then rows are inserted and deleted.
     wait_for("the slot to be free", LIMIT, || {
         database.slot("active").filter(|a| a == "false")
@@ -137,7 +137,7 @@ fn possible_gap_needs_resync_which_removes_old_rows() {
     assert!(found.fix.unwrap().contains("trunkline connect resync"));
     topic.read();
     assert_eq!(topic.records.len(), 3, "nothing is published past a gap");
-    drop(connector.handle.send(Command::Resync).unwrap());
+    connector.send(Command::Resync);
     connector.wait_for(State::Running);
     topic.lines(6);
     assert!(
@@ -147,7 +147,7 @@ fn possible_gap_needs_resync_which_removes_old_rows() {
     );
     let rows: Vec<String> = topic.rows().into_keys().collect();
     assert_eq!(rows, [r#"["orders","2"]"#, r#"["orders","3"]"#]);
-    connector.stop().unwrap();
+    connector.stop();
     // The slot is advanced beyond the stored position.
     database.sql("INSERT INTO orders VALUES (4)");
     wait_for("the slot to be free", LIMIT, || {
@@ -180,7 +180,7 @@ fn foreign_slot_is_neither_used_nor_dropped() {
     // A first installation shows the name of the slot; the second one has another log.
     let first = setting.start(&database);
     first.wait_for(State::Running);
-    first.stop().unwrap();
+    first.stop();
     let slot = database.slot("slot_name").unwrap();
     assert!(slot.starts_with("trunkline_tests_"), "{slot}");
     let (log, registry) = embedded();
@@ -201,7 +201,7 @@ fn foreign_slot_is_neither_used_nor_dropped() {
         "{fix}"
     );
     // A request for a resync, which makes the connector store a position, does not drop it either.
-    connector.handle.resync();
+    connector.send(Command::Resync);
     let cause = wait_for("the resync to be refused", LIMIT, || {
         let cause = connector.handle.report().cause?;
         cause.contains("does not name it").then_some(cause)
@@ -227,13 +227,13 @@ fn databases_of_one_cluster_do_not_share_slots() {
     };
     let connector = first.start(&one);
     connector.wait_for(State::Running);
-    connector.stop().unwrap();
+    connector.stop();
     let slot = one.slot("slot_name").unwrap();
     // A wrong URL: the same connector at another database of the cluster.
     let connector = second.start(&two);
     let found = connector.wait_for(State::NeedsResync);
     assert!(found.cause.unwrap().contains("the database is"));
-    connector.handle.resync();
+    connector.send(Command::Resync);
     connector.wait_for(State::Running);
     assert_eq!(one.slot("slot_name"), Some(slot));
     assert!(two.slot("slot_name").is_some());
@@ -255,7 +255,7 @@ fn stored_slot_is_used_when_the_default_name_changes() {
     };
     let connector = before.start(&database);
     connector.wait_for(State::Running);
-    connector.stop().unwrap();
+    connector.stop();
     let connector = setting.start(&database);
     connector.wait_for(State::Running);
     database.sql("INSERT INTO orders VALUES (1)");
@@ -263,7 +263,7 @@ fn stored_slot_is_used_when_the_default_name_changes() {
         records.iter().any(|r| r.key == r#"["orders","1"]"#)
     });
     // A resync replaces that slot too, instead of leaving it behind.
-    connector.handle.resync();
+    connector.send(Command::Resync);
     wait_for("the resync", LIMIT, || {
         let report = connector.handle.report();
         (report.state == State::Running && report.position.contains("source epoch 2")).then_some(())
@@ -282,7 +282,7 @@ fn table_declared_later_needs_a_snapshot_and_the_others_continue() {
     let setting = Setting::new(&database, &["orders(id int8)"]);
     let connector = setting.start(&database);
     connector.wait_for(State::Running);
-    connector.stop().unwrap();
+    connector.stop();
     let stopped = |tables: &[&str]| {
         let again = Setting {
             tables: Setting::on(&database, tables, setting.log.clone(), setting.registry.clone()).tables,
@@ -292,7 +292,7 @@ fn table_declared_later_needs_a_snapshot_and_the_others_continue() {
         let report = connector.wait_for(State::Running);
         let tables = report.tables.iter().filter(|t| t.state == TableState::NeedsSnapshot);
         let causes: Vec<String> = tables.filter_map(|t| t.cause.clone()).collect();
-        connector.stop().unwrap();
+        connector.stop();
         causes
     };
     let causes = stopped(&["orders(id int8)", "more(id int8)"]);
@@ -303,7 +303,7 @@ fn table_declared_later_needs_a_snapshot_and_the_others_continue() {
     topic.wait("the other table", |records| {
         records.iter().any(|r| r.key == r#"["orders","1"]"#)
     });
-    connector.stop().unwrap();
+    connector.stop();
     assert_eq!(stopped(&["orders(id int8)"]), Vec::<String>::new());
     let causes = stopped(&["orders(id int8, note text?)"]);
     assert_eq!(

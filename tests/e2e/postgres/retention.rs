@@ -2,6 +2,7 @@
 
 use super::harness::{Connector, Database, LIMIT, Setting};
 use crate::support::{Postgres, wait_for};
+use connectors::commands::Command;
 use connectors::source::run;
 use connectors::sources::postgres::{Config, OnMaxRetainedWal, WalSize};
 use connectors::status::{Handle, State};
@@ -51,7 +52,7 @@ fn paused_connector_reports_what_its_slot_retains() {
     wait_for("a first measurement", LIMIT, || {
         connector.handle.report().retained_bytes
     });
-    connector.handle.pause();
+    connector.send(Command::Pause);
     connector.wait_for(State::Paused);
     assert!(readiness.report().ready);
     write_wal(&database);
@@ -59,14 +60,14 @@ fn paused_connector_reports_what_its_slot_retains() {
     assert!(cause.contains("more than max_retained_wal = 24 MB"), "{cause}");
     assert!(!readiness.report().ready);
     assert!(connector.handle.report().retained_bytes > Some(24 << 20));
-    connector.handle.resume();
+    connector.send(Command::Resume);
     wait_for("the connector to catch up", LIMIT, || {
         database.sql("CHECKPOINT");
         let report = connector.handle.report();
         (report.state == State::Running && report.alarm.is_none()).then_some(())
     });
     assert!(readiness.report().ready);
-    connector.stop().unwrap();
+    connector.stop();
 }
 
 #[test]
@@ -77,7 +78,7 @@ fn slot_beyond_the_limit_is_dropped_if_configured() {
     let setting = limited(&database, OnMaxRetainedWal::DropSlot);
     let connector = setting.start(&database);
     connector.wait_for(State::Running);
-    connector.handle.pause();
+    connector.send(Command::Pause);
     connector.wait_for(State::Paused);
     // The slot of another application is not touched.
     database.sql("SELECT pg_create_logical_replication_slot('other', 'pgoutput')");
@@ -87,17 +88,17 @@ fn slot_beyond_the_limit_is_dropped_if_configured() {
         (count().as_deref() == Some("1")).then_some(())
     });
     assert_eq!(database.slot("slot_name").as_deref(), Some("other"));
-    connector.handle.resume();
+    connector.send(Command::Resume);
     let report = connector.wait_for(State::NeedsResync);
     let cause = report.cause.unwrap();
     assert!(cause.contains("the slot was dropped because"), "{cause}");
     database.sql("SELECT pg_drop_replication_slot('other')");
     database.sql("INSERT INTO orders VALUES (1)");
-    connector.handle.resync();
+    connector.send(Command::Resync);
     connector.wait_for(State::Running);
     let mut topic = setting.topic();
     topic.wait("the row", |records| {
         records.iter().any(|r| r.key == r#"["orders","1"]"#)
     });
-    connector.stop().unwrap();
+    connector.stop();
 }

@@ -66,7 +66,7 @@ impl Running {
 
     pub fn stop(&mut self) {
         if let Some(connector) = self.connector.take() {
-            connector.stop().unwrap();
+            connector.stop();
         }
     }
 
@@ -358,7 +358,7 @@ fn replaced_publication_needs_a_resync() {
         let connector = running.setting.start(&running.database);
         let report = connector.wait_for(State::NeedsResync);
         assert!(report.cause.unwrap().contains(&format!("publication {name}")));
-        connector.stop().unwrap();
+        connector.stop();
     }
     running.is_repaired();
 }
@@ -382,7 +382,7 @@ fn row_level_security_is_refused_before_a_partial_snapshot() {
             .unwrap()
             .contains(&format!("ALTER ROLE \"{user}\" BYPASSRLS"))
     );
-    connector.stop().unwrap();
+    connector.stop();
     database.sql(&format!("DROP OWNED BY {user}; DROP ROLE {user}"));
 }
 
@@ -413,7 +413,7 @@ fn rows_that_cannot_be_published_are_dead_letters_in_snapshot_and_stream() {
     assert_eq!(keys(&topic, 5), [row(5), missing(1), missing(4), row(2)]);
     assert!(topic.records[7].tx.last && topic.records[8].tx.last);
     assert_eq!(connector.handle.report().state, State::Running);
-    connector.stop().unwrap();
+    connector.stop();
     let mut dead = setting.dead_letters();
     dead.wait("the dead letters", |records| records.len() == 4);
     assert_eq!(keys(&dead, 0), [missing(2), missing(3), missing(1), missing(4)]);
@@ -426,7 +426,7 @@ fn position_of_an_older_release_needs_a_resync_which_raises_the_source_epoch() {
     let mut topic = setting.topic();
     topic.wait("the snapshot", |records| records.len() == 4);
     let name = setting.name.clone();
-    running.connector.unwrap().stop().unwrap();
+    running.connector.unwrap().stop();
     setting.store_position(r#"{"v":1,"kind":"postgres","epoch":4,"system":"7","tables":{}}"#);
     let connector = setting.start(database);
     let report = connector.wait_for(State::NeedsResync);
@@ -437,7 +437,7 @@ fn position_of_an_older_release_needs_a_resync_which_raises_the_source_epoch() {
             .unwrap()
             .contains(&format!("trunkline connect resync {name}"))
     );
-    drop(connector.handle.send(Command::Resync).unwrap());
+    connector.send(Command::Resync);
     topic.wait("the new snapshot", |records| records.len() == 8);
     assert!(topic.records[4..].iter().all(|r| r.tx.source_epoch == 5));
     connector.wait_for(State::Running);

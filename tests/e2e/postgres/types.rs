@@ -186,7 +186,7 @@ fn array_of_several_dimensions_is_a_dead_letter_unless_declared_as_text() {
         .find(|r| r.key == r#"["~missing","orders","2"]"#)
         .unwrap();
     assert!(missing.value.is_none());
-    connector.stop().unwrap();
+    connector.stop();
     let mut dead = setting.dead_letters();
     dead.wait("the dead letter", |records| records.len() == 1);
 }

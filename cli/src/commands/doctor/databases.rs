@@ -91,8 +91,7 @@ fn inspect(topology: &Topology, source: &Source, config: &postgres::Config) -> R
     // The source registers schemas only when it is opened, so any registry will do.
     let log = EmbeddedLog::open(Config::new(None, Arc::new(|| 0)))?;
     let registry = Arc::new(Embedded::open(log)?);
-    let topic = topology.names().change(source.name.as_str());
-    let source = postgres::Source::new(&source.name, &topic, config, declared_tables(source), registry)?;
+    let source = postgres::Source::new(&topology.names(), &source.name, config, declared_tables(source), registry)?;
     Ok(source.inspect()?)
 }
 

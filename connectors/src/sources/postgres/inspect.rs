@@ -210,8 +210,10 @@ fn check_publication(catalog: &Catalog, declaration: &Declaration) -> Option<Fin
 fn check_tables(catalog: &Catalog, declaration: &Declaration) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut suitable = 0;
+    // Without its publication, the connector has not published anything yet.
+    let reading = declaration.reading(catalog.publication.is_none());
     for table in &declaration.tables {
-        match check::check(table, catalog, &declaration.server, &declaration.publication) {
+        match check::check(table, catalog, reading) {
             Ok(_) => suitable += 1,
             Err(unsuitable) => findings.push(problem(unsuitable.cause(), unsuitable.fix())),
         }
