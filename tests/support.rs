@@ -23,7 +23,7 @@ mod postgres;
 #[path = "support/registry.rs"]
 pub mod registry;
 
-pub use broker::{Broker, Listener, abort_transaction, alter_topic, delete_group, delete_records};
+pub use broker::{Broker, Listener, abort_transaction, alter_topic, delete_group, delete_records, deny_reads};
 pub use cluster::{BROKERS, Cluster};
 pub use dev::{Dev, binary};
 pub use disk::Disk;

@@ -359,7 +359,7 @@ pub struct Replay {
 /// `trunkline offsets`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A task stops if its state and its committed offsets differ. Stop the processor, compare both with `show`, then choose:\n  restore   set the committed offsets to those of the state: no record is lost, the records between are processed again\n  accept    keep the state and continue at the committed offsets: the records between are not in the state\n  reset     for a task without state: process its inputs again from the earliest offset\n  skip      continue after records that retention deleted before they were processed\n\nExamples:\n  trunkline offsets show shop.sync-views change.shop/0\n  trunkline offsets restore shop.sync-views change.shop/0\n  trunkline offsets reset --to-earliest shop.sync-views change.shop/0 --input shop.change.shop"
+    after_help = "A task stops if its state and its committed offsets differ, or if an input cannot be read. Stop the processor, compare both with `show`, then choose:\n  restore   set the committed offsets to those of the state: no record is lost, the records between are processed again\n  accept    keep the state and continue at the committed offsets: the records between are not in the state\n  reset     for a task without state: process its inputs again from the earliest offset\n  skip      continue after records that retention deleted before they were processed, or with --to after damaged records\n\nExamples:\n  trunkline offsets show shop.sync-views.change.shop rows/0\n  trunkline offsets restore shop.sync-views.change.shop rows/0\n  trunkline offsets reset --to-earliest shop.sync-views.change.shop rows/0 --input shop.change.shop\n  trunkline offsets skip shop.sync-views.change.shop rows/0 --to 4711"
 )]
 pub struct Offsets {
     /// Log to use.
@@ -381,17 +381,32 @@ pub enum OffsetsCommand {
     Reset(Reset),
     /// Set the committed offsets to the offsets of the state.
     Restore(Task),
-    /// Continue after records that retention deleted before they were processed.
-    Skip(Task),
+    /// Continue after records that were deleted before they were processed, or that are damaged.
+    Skip(Skip),
 }
 
 /// A task of a processor.
 #[derive(Debug, Args)]
 pub struct Task {
-    /// Consumer group of the processor: `<topology>.<processor>`, such as `shop.sync-views`.
+    /// Consumer group of the processor: `<topology>.<processor>`; for views `<topology>.sync-views.<input>`, such as
+    /// `shop.sync-views.change.shop`.
     pub processor: String,
-    /// Task, as STORE/PARTITION, such as `change.shop/0`.
+    /// Task, as STORE/PARTITION, such as `rows/0`.
     pub task: String,
+}
+
+/// `trunkline offsets skip`.
+#[derive(Debug, Args)]
+pub struct Skip {
+    /// The task.
+    #[command(flatten)]
+    pub task: Task,
+    /// Continue at this offset. Default: at the first record that was not deleted.
+    #[arg(long, value_name = "OFFSET")]
+    pub to: Option<i64>,
+    /// Input topic of `--to`, required if the task has several inputs.
+    #[arg(long, value_name = "TOPIC", requires = "to")]
+    pub input: Option<String>,
 }
 
 /// `trunkline offsets accept`.
@@ -422,7 +437,7 @@ pub struct Reset {
 /// `trunkline state`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The process that owns the task answers; other processes redirect to it. With --kafka, the addresses of the processes are read from the topics `<topology>._trunkline.members`.\n\nExamples:\n  trunkline state list\n  trunkline state scan shop.sync-views change.shop --limit 20\n  trunkline state get shop.sync-views change.shop '[\"row\",\"orders\",\"17\"]' --partition 0"
+    after_help = "The process that owns the task answers; other processes redirect to it. With --kafka, the addresses of the processes are read from the topics `<topology>._trunkline.members`.\n\nExamples:\n  trunkline state list\n  trunkline state scan shop.sync-views.change.shop rows --limit 20\n  trunkline state get shop.sync-views.change.shop rows '[\"row\",\"orders\",\"17\"]' --partition 0"
 )]
 pub struct State {
     /// Log to use.
@@ -443,7 +458,8 @@ pub enum StateCommand {
     List,
     /// Get the value of a key.
     Get {
-        /// Consumer group of the processor: `<topology>.<processor>`, such as `shop.sync-views`.
+        /// Consumer group of the processor: `<topology>.<processor>`; for views `<topology>.sync-views.<input>`, such as
+        /// `shop.sync-views.change.shop`.
         processor: String,
         /// Store name, as listed by `state list`.
         store: String,
@@ -455,7 +471,8 @@ pub enum StateCommand {
     },
     /// List keys and values, ordered by the bytes of the key.
     Scan {
-        /// Consumer group of the processor: `<topology>.<processor>`, such as `shop.sync-views`.
+        /// Consumer group of the processor: `<topology>.<processor>`; for views `<topology>.sync-views.<input>`, such as
+        /// `shop.sync-views.change.shop`.
         processor: String,
         /// Store name, as listed by `state list`.
         store: String,

@@ -34,7 +34,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use topology::wiring::Wiring;
-use topology::{Role, SourceKind, Topology};
+use topology::{Names, Role, SourceKind, Topology};
 use views::rules::Rules;
 
 /// What a node runs, and its configuration.
@@ -103,9 +103,9 @@ pub async fn start(
         "connecting to the log and the registry",
         "wait; if this persists, check the addresses of the brokers and the registry",
     );
-    let (wiring, drain) = (Wiring::of(&plan.topology), tasks.drain());
+    let (declared, drain) = (Declared::of(&plan.topology), tasks.drain());
     let opened = tokio::task::spawn_blocking(move || {
-        let backends = open_with_retry(&open, &wiring, &component, &drain)?;
+        let backends = open_with_retry(&open, &declared, &component, &drain)?;
         Ok::<_, anyhow::Error>((backends, component))
     });
     let (mut backends, component) = opened.await??;
@@ -134,6 +134,21 @@ pub async fn start(
     start_roles(plan, &context, admin).await
 }
 
+/// What the topology declares about the log.
+struct Declared {
+    names: Names,
+    wiring: Wiring,
+}
+
+impl Declared {
+    fn of(topology: &Topology) -> Self {
+        Declared {
+            names: topology.names(),
+            wiring: Wiring::of(topology),
+        }
+    }
+}
+
 /// Routes of the admin listener in addition to those that every process has.
 fn routes(operations: SharedOperations, processors: SharedProcessors, worker: Worker) -> Routes {
     operations_api::routes(operations)
@@ -144,12 +159,13 @@ fn routes(operations: SharedOperations, processors: SharedProcessors, worker: Wo
 /// Connects and creates the topics. Retries both while the log or the registry is unavailable.
 fn open_with_retry(
     open: &impl Fn() -> Result<Backends>,
-    wiring: &Wiring,
+    declared: &Declared,
     component: &Component,
     drain: &Drain,
 ) -> Result<Backends> {
     let backends = retry_blocking(RetryPolicy::START, drain, || {
-        let opened = open().and_then(|backends| topics::create(&backends, wiring).map(|()| backends));
+        let create = |backends: &Backends| topics::create(backends, &declared.names, &declared.wiring);
+        let opened = open().and_then(|backends| create(&backends).map(|()| backends));
         opened.map_err(|error| {
             if !is_retryable(&error) {
                 return AttemptError::Permanent(error);

@@ -164,6 +164,13 @@ pub enum OffsetsAction {
     Restore,
     /// Continue after records that retention deleted.
     Skip,
+    /// Continue at an offset of one input, because the records before it cannot be read.
+    SkipTo {
+        /// The input; may be omitted if the task has one.
+        input: Option<String>,
+        /// The offset.
+        offset: i64,
+    },
 }
 
 /// A position in a topic.
@@ -325,6 +332,9 @@ fn task_offsets(log: &dyn EventLog, request: &OffsetsRequest) -> operations::Res
         }
         OffsetsAction::Restore => offsets::restore(log, processor, &changelog),
         OffsetsAction::Skip => offsets::skip(log, processor, &changelog),
+        OffsetsAction::SkipTo { input, offset } => {
+            offsets::skip_to(log, processor, &changelog, input.as_deref(), *offset)
+        }
     };
     changed.map_err(failed)?;
     offsets::positions(log, processor, &changelog).map_err(failed)

@@ -121,6 +121,9 @@ suite! {
             group_reads_committed_records_only,
             start_outside_partition_is_out_of_range,
             out_of_range_partition_leaves_others_alone,
+            unreadable_partition_is_reported_once,
+            paused_partition_reports_no_error,
+            deleted_topic_leaves_others_alone,
             commit_wakes_blocked_member,
         ],
         members: [
@@ -152,6 +155,9 @@ suite! {
             group_reads_committed_records_only,
             start_outside_partition_is_out_of_range,
             out_of_range_partition_leaves_others_alone,
+            unreadable_partition_is_reported_once,
+            paused_partition_reports_no_error,
+            deleted_topic_leaves_others_alone,
             commit_wakes_blocked_member,
         ],
         members: [

@@ -146,29 +146,27 @@ fn concurrent_fresh_starts_yield_one_new_directory() {
 }
 
 #[test]
-fn directory_with_unprefixed_topics_is_refused() {
-    let parent = tempfile::tempdir().unwrap();
-    let data = parent.path().canonicalize().unwrap().join("data");
-    let log = EmbeddedLog::open(Config::new(Some(data.join("log")), Arc::new(|| 0))).unwrap();
-    let topic = TopicSpec {
-        name: "view.log".to_owned(),
-        partitions: 1,
-        replication: None,
-        config: TopicConfig::new(Cleanup::Compact),
-    };
-    log.create_topics(&[topic]).unwrap();
-    drop(log);
-    let (code, output) = Started::new(&mut Dev::command(&data)).end();
-    assert_eq!(code, Some(1), "{output}");
-    let log = data.join("log");
-    for part in [
-        log.to_str().unwrap(),
-        "has topic view.log",
-        "trunkline dev --fresh",
-        "--data DIR",
-    ] {
-        assert!(output.contains(part), "{part:?} is not in: {output}");
+fn directory_of_an_older_version_is_refused() {
+    for name in ["view.log", "shop.sync-views.changelog.change.shop"] {
+        let parent = tempfile::tempdir().unwrap();
+        let data = parent.path().canonicalize().unwrap().join("data");
+        let log = EmbeddedLog::open(Config::new(Some(data.join("log")), Arc::new(|| 0))).unwrap();
+        let topic = TopicSpec {
+            name: name.to_owned(),
+            partitions: 1,
+            replication: None,
+            config: TopicConfig::new(Cleanup::Compact),
+        };
+        log.create_topics(&[topic]).unwrap();
+        drop(log);
+        let (code, output) = Started::new(&mut Dev::command(&data)).end();
+        assert_eq!(code, Some(1), "{output}");
+        let log = data.join("log");
+        let topic = format!("has topic {name}");
+        for part in [log.to_str().unwrap(), &topic, "trunkline dev --fresh", "--data DIR"] {
+            assert!(output.contains(part), "{part:?} is not in: {output}");
+        }
+        drop(Dev::start(&data, &["--fresh", "--orders-per-s", "0"]));
+        assert_eq!(names(parent.path()), ["data", "data.aside-1", "data.log"]);
     }
-    drop(Dev::start(&data, &["--fresh", "--orders-per-s", "0"]));
-    assert_eq!(names(parent.path()), ["data", "data.aside-1", "data.log"]);
 }

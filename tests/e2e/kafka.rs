@@ -3,6 +3,7 @@
 //! Each test has a dedicated broker, which it may kill. Random kills print their seed.
 
 mod secure;
+mod unreadable;
 
 use crate::support::{self, Broker};
 use event_log::kafka::{Config, KafkaLog};

@@ -106,7 +106,7 @@ impl Broker {
     }
 
     /// Directory of the partitions.
-    pub(super) fn data(&self) -> PathBuf {
+    pub fn data(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 
@@ -228,6 +228,28 @@ pub fn alter_topic(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) {
     let (settings, topics) = (settings.join(","), ["--entity-type", "topics", "--entity-name", topic]);
     let what = [&["--alter"][..], &topics, &["--add-config", &settings]].concat();
     tool("kafka.admin.ConfigCommand", bootstrap, &what);
+}
+
+/// Adds or removes an ACL that denies all clients without authentication to read a topic, like `kafka-acls.sh`.
+pub fn deny_reads(bootstrap: &str, topic: &str, denied: bool) {
+    let change = if denied {
+        &["--add"][..]
+    } else {
+        &["--remove", "--force"]
+    };
+    let rule = [
+        "--deny-principal",
+        "User:ANONYMOUS",
+        "--operation",
+        "Read",
+        "--topic",
+        topic,
+    ];
+    tool(
+        "org.apache.kafka.tools.AclCommand",
+        bootstrap,
+        &[change, &rule].concat(),
+    );
 }
 
 /// A random cluster id.

@@ -296,9 +296,9 @@ mod tests {
             shop._trunkline.positions                       1           compacted
             shop._trunkline.members                         1           compacted
             shop.view.log                                   16          compacted
-            shop.sync-views.changelog.change.shop           1           compacted
+            shop.sync-views.change.shop.changelog.rows           1           compacted
             shop.change.shop.dlq                            1           30 days
-            shop.sync-views.changelog.event.delivery_moved  12          compacted
+            shop.sync-views.event.delivery_moved.changelog.rows  12          compacted
             shop.event.delivery_moved.dlq                   12          30 days
 
             node    runs
@@ -331,7 +331,7 @@ mod tests {
             pgbench._trunkline.positions              1           compacted
             pgbench._trunkline.members                1           compacted
             pgbench.view.log                          16          compacted
-            pgbench.sync-views.changelog.change.bank  1           compacted
+            pgbench.sync-views.change.bank.changelog.rows  1           compacted
             pgbench.change.bank.dlq                   1           30 days
 
             node       runs
@@ -381,13 +381,13 @@ mod tests {
             streams._trunkline.positions                                1           compacted
             streams._trunkline.members                                  1           compacted
             streams.view.log                                            16          compacted
-            streams.sync-views.changelog.processor.orders_by_customer   3           compacted
+            streams.sync-views.processor.orders_by_customer.changelog.rows   3           compacted
             streams.processor.orders_by_customer.dlq                    3           30 days
-            streams.sync-views.changelog.processor.customers_by_orders  2           compacted
+            streams.sync-views.processor.customers_by_orders.changelog.rows  2           compacted
             streams.processor.customers_by_orders.dlq                   2           30 days
-            streams.sync-views.changelog.processor.orders_per_minute    2           compacted
+            streams.sync-views.processor.orders_per_minute.changelog.rows    2           compacted
             streams.processor.orders_per_minute.dlq                     2           30 days
-            streams.sync-views.changelog.processor.views_with_customer  3           compacted
+            streams.sync-views.processor.views_with_customer.changelog.rows  3           compacted
             streams.processor.views_with_customer.dlq                   3           30 days
             streams.orders_by_customer.changelog.groups                 1           compacted
             streams.change.shop.dlq                                     1           30 days

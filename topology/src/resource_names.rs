@@ -5,8 +5,12 @@
 //! `_trunkline` after the prefix, which no declared name does. Only the topic of the schema registry, `_schemas`, is
 //! shared by topologies.
 
+use crate::checked::SYNC_VIEWS;
+
 /// Topics that versions without a prefix created. A log that contains one of them was written by such a version.
 const UNPREFIXED_TOPICS: [&str; 3] = ["view.log", "connect.positions", "members"];
+/// Start of the changelogs, without the prefix, of versions in which sync-views was one application.
+const SINGLE_SYNC_VIEWS: &str = "sync-views.changelog.";
 
 /// Derives the names of one topology.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,9 +32,17 @@ impl Names {
         name.split_once('.').map(|(topology, _)| Names::of(topology))
     }
 
-    /// Returns the first of these topics that was created by a version without prefixes.
-    pub fn unprefixed<'t>(topics: impl IntoIterator<Item = &'t str>) -> Option<&'t str> {
-        topics.into_iter().find(|topic| UNPREFIXED_TOPICS.contains(topic))
+    /// Returns the first of these topics that an older version created with another name. This version would not find
+    /// its records.
+    pub fn outdated<'t>(topics: impl IntoIterator<Item = &'t str>) -> Option<&'t str> {
+        let single = |topic: &str| {
+            topic
+                .split_once('.')
+                .is_some_and(|(_, local)| local.starts_with(SINGLE_SYNC_VIEWS))
+        };
+        topics
+            .into_iter()
+            .find(|topic| UNPREFIXED_TOPICS.contains(topic) || single(topic))
     }
 
     /// The prefix of all names: the topology's name and a dot.
@@ -80,9 +92,15 @@ impl Names {
         self.with(processor)
     }
 
-    /// Changelog topic of a store.
-    pub fn changelog(&self, processor: &str, store: &str) -> String {
-        self.with(&format!("{processor}.changelog.{store}"))
+    /// Consumer group of sync-views for one of its input topics. Each input has its own application, so that it is read
+    /// by other threads and processes than the other inputs, and stops alone.
+    pub fn sync_views(&self, input: &str) -> String {
+        self.with(&format!("{SYNC_VIEWS}.{}", self.local(input)))
+    }
+
+    /// Changelog topic of a store of an application, named by [`Names::application`] or [`Names::sync_views`].
+    pub fn changelog(application: &str, store: &str) -> String {
+        format!("{application}.changelog.{store}")
     }
 
     /// Repartition topic of a processor with one input.
@@ -138,7 +156,14 @@ mod tests {
             names.repartition_side(declared, "right"),
             names.connector(declared),
         ];
-        all.extend(stores.iter().map(|store| names.changelog(declared, store)));
+        all.extend(
+            stores
+                .iter()
+                .map(|store| Names::changelog(&names.application(declared), store)),
+        );
+        let sync_views = names.sync_views(&names.processor(declared));
+        all.push(Names::changelog(&sync_views, crate::wiring::SYNC_VIEWS_STORE));
+        all.push(sync_views);
         let dead_letters: Vec<String> = all.iter().map(|topic| Names::dead_letters(topic)).collect();
         all.extend(dead_letters);
         all
@@ -173,8 +198,16 @@ mod tests {
     }
 
     #[test]
-    fn unprefixed_topics_are_recognized() {
-        assert_eq!(Names::unprefixed(["_schemas", "view.log"]), Some("view.log"));
-        assert_eq!(Names::unprefixed(["_schemas", "shop.view.log", "a.members"]), None);
+    fn topics_of_older_versions_are_recognized() {
+        assert_eq!(Names::outdated(["_schemas", "view.log"]), Some("view.log"));
+        let current = [
+            "_schemas",
+            "shop.view.log",
+            "a.members",
+            "shop.sync-views.change.shop.changelog.rows",
+        ];
+        assert_eq!(Names::outdated(current), None);
+        let single = "shop.sync-views.changelog.change.shop";
+        assert_eq!(Names::outdated(["shop.view.log", single]), Some(single));
     }
 }

@@ -15,6 +15,9 @@ const DAY_MS: i64 = 24 * HOUR_MS;
 /// Retention of a repartition topic whose record timestamps are event times, per partition: 4 GiB.
 const REPARTITION_BYTES: i64 = 4 << 30;
 
+/// Name of the store, and of the sub-topology, of each application of sync-views.
+pub const SYNC_VIEWS_STORE: &str = "rows";
+
 /// Cleanup policy of a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cleanup {
@@ -111,11 +114,13 @@ impl Topic {
     }
 }
 
-/// An input of a processor. Inputs with the same store belong to the same sub-topology.
+/// An input of a processor. Inputs with the same group and store belong to the same sub-topology.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcessorInput {
     /// The topic.
     pub topic: String,
+    /// Consumer group that reads it.
+    pub group: String,
     /// Number of partitions, and so of tasks.
     pub partitions: i32,
     /// Store of these tasks; also the name of the sub-topology.
@@ -129,8 +134,6 @@ pub struct ProcessorInput {
 pub struct Processor {
     /// Name.
     pub name: String,
-    /// Consumer group.
-    pub group: String,
     /// Inputs.
     pub inputs: Vec<ProcessorInput>,
     /// Output topics, without changelogs and dead-letter topics.
@@ -232,16 +235,18 @@ fn topic_name(part: &Part) -> Option<&str> {
     }
 }
 
-/// The processor `sync-views`: reads all inputs of views, in the order of sources, events and processors.
+/// The processor `sync-views`: reads all inputs of views, each with its own group, in the order of sources, events and
+/// processors.
 fn sync_views(topology: &Topology) -> Option<Processor> {
     let names = topology.names();
     let mut inputs: Vec<ProcessorInput> = Vec::new();
     let mut add = |topic: String, partitions: i32, used: bool| {
         if used {
-            let store = String::from(names.local(&topic));
+            let group = names.sync_views(&topic);
             inputs.push(ProcessorInput {
-                changelog: names.changelog(SYNC_VIEWS, &store),
-                store,
+                changelog: Names::changelog(&group, SYNC_VIEWS_STORE),
+                store: String::from(SYNC_VIEWS_STORE),
+                group,
                 topic,
                 partitions,
             });
@@ -265,7 +270,6 @@ fn sync_views(topology: &Topology) -> Option<Processor> {
     }
     (!inputs.is_empty()).then(|| Processor {
         name: String::from(SYNC_VIEWS),
-        group: names.application(SYNC_VIEWS),
         inputs,
         outputs: vec![names.view_log()],
     })
@@ -275,11 +279,12 @@ fn sync_views(topology: &Topology) -> Option<Processor> {
 fn declarative(topology: &Topology) -> impl Iterator<Item = Processor> {
     let names = topology.names();
     topology.processors.iter().map(move |processor| {
-        let store = processor.store();
+        let (store, group) = (processor.store(), names.application(&processor.name));
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
         let mut add = |topic: String, partitions: i32, store: String| {
             let input = ProcessorInput {
-                changelog: names.changelog(&processor.name, &store),
+                changelog: Names::changelog(&group, &store),
+                group: group.clone(),
                 topic,
                 partitions,
                 store,
@@ -306,7 +311,6 @@ fn declarative(topology: &Topology) -> impl Iterator<Item = Processor> {
         outputs.push(names.processor(&processor.name));
         Processor {
             name: processor.name.clone(),
-            group: names.application(&processor.name),
             inputs,
             outputs,
         }
@@ -479,9 +483,9 @@ mod tests {
             shop._trunkline.positions 1 Compact append=false retention=- lag=- delete=- start=true
             shop._trunkline.members 1 Compact append=false retention=- lag=- delete=- start=false
             shop.view.log 16 Compact append=true retention=- lag=6h delete=168h start=true
-            shop.sync-views.changelog.change.shop 1 Compact append=true retention=- lag=- delete=168h start=false
+            shop.sync-views.change.shop.changelog.rows 1 Compact append=true retention=- lag=- delete=168h start=false
             shop.change.shop.dlq 1 Delete append=false retention=720h lag=- delete=- start=false
-            shop.sync-views.changelog.event.delivery_moved 12 Compact append=true retention=- lag=- delete=168h start=false
+            shop.sync-views.event.delivery_moved.changelog.rows 12 Compact append=true retention=- lag=- delete=168h start=false
             shop.event.delivery_moved.dlq 12 Delete append=false retention=720h lag=- delete=- start=false
         "#]]
         .assert_eq(&out);
@@ -515,13 +519,27 @@ mod tests {
         "#]].assert_eq(&out);
     }
 
+    fn groups(wiring: &Wiring) -> Vec<String> {
+        let inputs = wiring.processors.iter().flat_map(|processor| &processor.inputs);
+        inputs.map(|input| input.group.clone()).collect()
+    }
+
+    #[test]
+    fn each_input_of_sync_views_has_its_own_group() {
+        let wiring = Wiring::of(&SHOP.check().into_result().unwrap());
+        assert_eq!(
+            groups(&wiring),
+            ["shop.sync-views.change.shop", "shop.sync-views.event.delivery_moved"]
+        );
+    }
+
     #[test]
     fn all_names_begin_with_the_name_of_the_topology() {
         for sample in [SHOP, crate::samples::PGBENCH, crate::samples::STREAMS] {
             let topology = sample.check().into_result().unwrap();
             let (names, wiring) = (topology.names(), Wiring::of(&topology));
             let mut all: Vec<String> = wiring.topics.iter().map(|topic| topic.name.clone()).collect();
-            all.extend(wiring.processors.iter().map(|processor| processor.group.clone()));
+            all.extend(groups(&wiring));
             all.extend(
                 topology
                     .sources
@@ -548,9 +566,7 @@ mod tests {
         let (shop, stage) = (Wiring::of(&shop), Wiring::of(&stage));
         let names = |wiring: &Wiring| -> Vec<String> {
             let topics = wiring.topics.iter().map(|topic| topic.name.clone());
-            topics
-                .chain(wiring.processors.iter().map(|p| p.group.clone()))
-                .collect()
+            topics.chain(groups(wiring)).collect()
         };
         let of_stage = names(&stage);
         assert_eq!(names(&shop).len(), of_stage.len());

@@ -234,16 +234,16 @@ fn opener(dev: &args::Dev) -> Result<impl Fn() -> Result<Backends> + Send + Sync
     })
 }
 
-/// Opens the embedded log of the data directory. Fails if the log was written by a version without topic prefixes,
-/// because all topics would be created again, empty, in addition to the old ones.
+/// Opens the embedded log of the data directory. Fails if the log was written by a version with other topic names, because
+/// topics would be created again, empty, in addition to the old ones.
 fn embedded_log(dev: &args::Dev, clock: &SharedClock) -> Result<SharedEventLog> {
     let data = &dev.data;
     let log = backends::embedded_log(data, clock, durability(dev)).context("cannot open the embedded log")?;
     let topics = log.topics().context("cannot list the topics of the embedded log")?;
-    if let Some(topic) = Names::unprefixed(topics.iter().map(String::as_str)) {
+    if let Some(topic) = Names::outdated(topics.iter().map(String::as_str)) {
         bail!(
-            "the log in {} has topic {topic}, whose name does not begin with a topology's name: an older version wrote it, and \
-             this version cannot continue with it; start over with `trunkline dev --fresh`, which renames the directory, or \
+            "the log in {} has topic {topic}, which this version names differently: an older version wrote it, and this \
+             version cannot continue with it; start over with `trunkline dev --fresh`, which renames the directory, or \
              choose another one with --data DIR",
             data.join("log").display()
         );

@@ -14,16 +14,21 @@ pub fn run(output: Output, offsets: &args::Offsets) -> Result<()> {
         OffsetsCommand::Accept(accept) => (OffsetsAction::Accept(accept.inputs.clone()), &accept.task),
         OffsetsCommand::Reset(reset) => (OffsetsAction::ResetToEarliest(reset.inputs.clone()), &reset.task),
         OffsetsCommand::Restore(task) => (OffsetsAction::Restore, task),
-        OffsetsCommand::Skip(task) => (OffsetsAction::Skip, task),
+        OffsetsCommand::Skip(skip) => {
+            let action = match skip.to {
+                None => OffsetsAction::Skip,
+                Some(offset) => OffsetsAction::SkipTo {
+                    input: skip.input.clone(),
+                    offset,
+                },
+            };
+            (action, &skip.task)
+        }
     };
     let parts = task.task.rsplit_once('/');
     let parts = parts.and_then(|(store, partition)| Some((store.to_owned(), partition.parse().ok()?)));
-    let (store, partition) = parts.with_context(|| {
-        format!(
-            "`{}` is not a task; write STORE/PARTITION, such as change.shop/0",
-            task.task
-        )
-    })?;
+    let (store, partition) =
+        parts.with_context(|| format!("`{}` is not a task; write STORE/PARTITION, such as rows/0", task.task))?;
     let client = Client::connect(&offsets.target)?;
     let response = client.collect(Request::Offsets(OffsetsRequest {
         processor: task.processor.clone(),

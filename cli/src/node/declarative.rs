@@ -18,13 +18,13 @@ pub fn start(context: &Context, topology: &Arc<Topology>, name: &str) {
     let (prepared, topology, declaration) = (context.clone(), topology.clone(), processor.clone());
     processor::start(context, &format!("{name} schema"), config, Some(processor), move || {
         let schema_id = register_schema(&prepared, &declaration)?;
-        Ok(declarative::application(&declarative::Config {
+        Ok(vec![declarative::application(&declarative::Config {
             topology: topology.clone(),
             processor: declaration.clone(),
             schema_id,
             horizon_ms: HORIZON_MS,
             fetch: processor::fetch_schema(prepared.backends.registry.clone()),
-        }))
+        })])
     });
 }
 

@@ -12,22 +12,23 @@ use std::sync::Arc;
 use streams::{Application, Handle};
 use topology::Processor;
 
-/// Starts a processor on its own thread as soon as `prepare` succeeds. `prepare` registers schemas and builds the
-/// application; while it fails, the component `<what>` is not ready and the attempt is repeated.
+/// Starts the applications of a processor as soon as `prepare` succeeds. `prepare` registers schemas and builds the
+/// applications; while it fails, the component `<what>` is not ready and the attempt is repeated.
 pub fn start(
     context: &Context,
     what: &str,
     config: streams::Config,
     declaration: Option<Arc<Processor>>,
-    prepare: impl Fn() -> anyhow::Result<Application> + Send + 'static,
+    prepare: impl Fn() -> anyhow::Result<Vec<Application>> + Send + 'static,
 ) {
     let (context, what) = (context.clone(), what.to_owned());
     let tasks = context.tasks.clone();
     tasks.thread(what.replace(' ', "-"), move || {
         let drain = context.tasks.drain();
-        if let Some(application) = prepare_with_retry(&context, &what, &drain, prepare) {
-            let handle = run(&context, application, config);
-            add(&context.backends.running, handle, declaration);
+        let applications = prepare_with_retry(&context, &what, &drain, prepare);
+        for application in applications.into_iter().flatten() {
+            let handle = run(&context, application, config.clone());
+            add(&context.backends.running, handle, declaration.clone());
         }
         Ok::<(), anyhow::Error>(())
     });
@@ -52,10 +53,10 @@ fn prepare_with_retry(
     context: &Context,
     what: &str,
     drain: &Drain,
-    prepare: impl Fn() -> anyhow::Result<Application>,
-) -> Option<Application> {
+    prepare: impl Fn() -> anyhow::Result<Vec<Application>>,
+) -> Option<Vec<Application>> {
     let component = context.readiness.register(what);
-    let Ok(application) = retry_blocking(RetryPolicy::START, drain, || {
+    let Ok(applications) = retry_blocking(RetryPolicy::START, drain, || {
         let prepared = prepare().map_err(|error| {
             let cause = format!("{error:#}");
             tracing::warn!(%cause, component = what, "processor start failed; retrying");
@@ -65,7 +66,7 @@ fn prepare_with_retry(
         });
         prepared.inspect(|_| component.ready())
     });
-    application
+    applications
 }
 
 /// Configuration of a processor on this node.

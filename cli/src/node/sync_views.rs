@@ -1,4 +1,5 @@
-//! The role `processor:sync-views`.
+//! The role `processor:sync-views`: one application for each input, so that an input that cannot be processed does not stop
+//! the others, and each is read by other threads.
 
 use super::context::{Context, DAY_MS};
 use super::processor;
@@ -8,6 +9,7 @@ use schemas::events::{Event as _, Stale, TransactionBegin, TransactionEnd, ViewR
 use std::sync::Arc;
 use streams::{Application, FirstStart, SubTopology, TaskInfo};
 use topology::SYNC_VIEWS;
+use topology::wiring::SYNC_VIEWS_STORE;
 use views::record::SchemaIds;
 use views::rules::{Rules, SourceRules};
 
@@ -19,7 +21,7 @@ pub fn start(context: &Context, rules: &Rules) {
     processor::start(context, "sync-views schemas", config, None, move || {
         let schemas = register_schemas(&prepared)?;
         let horizon_ms = horizon_ms(&prepared)?;
-        Ok(application(&prepared, &rules, schemas, horizon_ms))
+        Ok(applications(&prepared, &rules, schemas, horizon_ms))
     });
 }
 
@@ -47,18 +49,17 @@ fn horizon_ms(context: &Context) -> Result<i64> {
     Ok(retention - DAY_MS.min(retention / 7))
 }
 
-fn application(context: &Context, rules: &Rules, schemas: SchemaIds, horizon_ms: i64) -> Application {
+fn applications(context: &Context, rules: &Rules, schemas: SchemaIds, horizon_ms: i64) -> Vec<Application> {
     let partitions = rules.partitions();
     let fetch = processor::fetch_schema(context.backends.registry.clone());
     let view_log: Arc<str> = context.names.view_log().into();
     let sub_topology = |source: &Arc<SourceRules>| {
         let (source, fetch, view_log) = (source.clone(), fetch.clone(), view_log.clone());
         let topic = source.topic().to_owned();
-        let store = context.names.local(&topic).to_owned();
         SubTopology {
-            name: store.clone(),
+            name: SYNC_VIEWS_STORE.to_owned(),
             inputs: vec![topic],
-            store,
+            store: SYNC_VIEWS_STORE.to_owned(),
             first_start: FirstStart::Earliest,
             factory: Arc::new(move |task: &TaskInfo| {
                 let topic_id = task.inputs.first().map(|i| i.id.to_string()).unwrap_or_default();
@@ -78,8 +79,9 @@ fn application(context: &Context, rules: &Rules, schemas: SchemaIds, horizon_ms:
             }),
         }
     };
-    Application {
-        name: context.names.application(SYNC_VIEWS),
-        subtopologies: rules.sources().iter().map(sub_topology).collect(),
-    }
+    let application = |source: &Arc<SourceRules>| Application {
+        name: context.names.sync_views(source.topic()),
+        subtopologies: vec![sub_topology(source)],
+    };
+    rules.sources().iter().map(application).collect()
 }

@@ -3,11 +3,13 @@
 use crate::backends::Backends;
 use anyhow::{Context, Result, bail};
 use event_log::{TimestampPolicy, TopicConfig, TopicSpec};
+use topology::Names;
 use topology::wiring::{Cleanup, Topic, Wiring};
 
 /// Creates the topics that do not exist. Fails if an existing topic has another number of partitions than the topology
-/// declares.
-pub fn create(backends: &Backends, wiring: &Wiring) -> Result<()> {
+/// declares, or if an older version created topics of the topology with other names.
+pub fn create(backends: &Backends, names: &Names, wiring: &Wiring) -> Result<()> {
+    check_versions(backends, names)?;
     let specs: Vec<TopicSpec> = wiring
         .topics_at_start()
         .map(|topic| spec(topic, backends.replication))
@@ -30,6 +32,25 @@ pub fn create(backends: &Backends, wiring: &Wiring) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Fails if topics of this topology were created by an older version with other names: its state would be ignored, and
+/// all records would be processed again.
+fn check_versions(backends: &Backends, names: &Names) -> Result<()> {
+    let topics = backends.log.topics().context("cannot list the topics")?;
+    let prefix = names.prefix();
+    let own = topics
+        .iter()
+        .map(String::as_str)
+        .filter(|topic| topic.starts_with(&prefix));
+    let Some(topic) = Names::outdated(own) else {
+        return Ok(());
+    };
+    bail!(
+        "topic {topic} was created by an older version, and this version cannot continue with its state; to start over, stop \
+         all processes of the topology and delete its topics: `kafka-topics.sh --delete --topic '{}\\..*'`",
+        prefix.trim_end_matches('.')
+    )
 }
 
 fn spec(topic: &Topic, replication: Option<i32>) -> TopicSpec {

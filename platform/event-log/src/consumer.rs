@@ -102,15 +102,16 @@ pub trait GroupConsumer: Send {
     /// records. Waits up to `timeout` for the first record, but not for further records.
     ///
     /// # Errors
-    /// - [`crate::Error::OutOfRange`]: the log no longer has the record at a position, or does not have it yet. Every
-    ///   poll returns the error until `start` sets another position.
+    /// - An error whose [`crate::Error::scope`] is a partition: it cannot be read, for example because the log no longer
+    ///   has the record at its position. Returned once, after all records before it; the partition is then not read
+    ///   until `start`. A paused partition returns no error. Other partitions are not affected.
+    /// - An error whose scope is a topic: a subscribed topic was deleted, or access to it was denied. Returned once.
     /// - [`crate::Error::Fenced`]: another process joined with the same instance name and owns the partitions.
     /// - [`crate::Error::Occupied`]: an active member has the instance name ([`GroupProtocol::Consumer`] only).
-    /// - [`crate::Error::UnknownTopic`]: a subscribed topic was deleted.
     fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<Event>;
 
     /// Starts to read an assigned partition at an offset, or continues at that offset if the partition was already
-    /// started, including after an out-of-range error. A paused partition remains paused.
+    /// started, including after an error of the partition. A paused partition remains paused.
     fn start(&mut self, at: &TopicPartition, offset: Offset) -> Result<()>;
 
     /// Pauses these partitions. Records that were fetched but not returned are fetched again after the resume.
@@ -170,8 +171,9 @@ pub trait Reader: Send {
     /// `timeout` for the first record, but not for further records.
     ///
     /// # Errors
-    /// [`crate::Error::OutOfRange`] if the log does not have the record at a position. Every poll returns the
-    /// error until the next `assign`.
+    /// An error whose [`crate::Error::scope`] is a partition, if that partition cannot be read, for example because the log
+    /// does not have the record at its position. Once no other partition has records, every poll returns the error until
+    /// the next `assign`.
     fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<usize>;
 
     /// Returns the offset of the next record to read. The position also advances over control records and aborted

@@ -29,6 +29,25 @@ pub enum Error {
         /// The topic.
         topic: String,
     },
+    /// The user of this process may not access the topic.
+    #[error("access to topic {topic} was denied ({reason}); grant the required ACL to this user")]
+    AccessDenied {
+        /// The topic.
+        topic: String,
+        /// The broker's reason.
+        reason: String,
+    },
+    /// One partition cannot be read from this offset on. Other partitions can be read.
+    #[error("cannot read {at} at offset {offset}")]
+    Unreadable {
+        /// The partition.
+        at: TopicPartition,
+        /// The offset of the next record, which was not read.
+        offset: i64,
+        /// The cause.
+        #[source]
+        cause: Box<Error>,
+    },
     /// The broker rejected the topic's name, partition count or a setting.
     #[error("invalid topic {topic}: {reason}")]
     InvalidTopic {
@@ -134,7 +153,50 @@ pub enum Error {
     },
 }
 
+/// What an error prevents from being read or written, if other partitions are not affected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorScope<'e> {
+    /// One partition.
+    Partition(&'e TopicPartition),
+    /// All partitions of a topic.
+    Topic(&'e str),
+}
+
+impl ErrorScope<'_> {
+    /// Returns whether the partition is affected.
+    pub fn contains(&self, at: &TopicPartition) -> bool {
+        match self {
+            ErrorScope::Partition(partition) => *partition == at,
+            // The topic may exist without this partition.
+            ErrorScope::Topic(topic) => **topic == *at.topic || **topic == *at.to_string(),
+        }
+    }
+}
+
 impl Error {
+    /// Returns the partition or topic that is affected; `None` if the error may affect the whole log.
+    pub fn scope(&self) -> Option<ErrorScope<'_>> {
+        match self {
+            Error::OutOfRange { at, .. } | Error::Unreadable { at, .. } => Some(ErrorScope::Partition(at)),
+            Error::UnknownTopic { topic } | Error::AccessDenied { topic, .. } => Some(ErrorScope::Topic(topic)),
+            _ => None,
+        }
+    }
+
+    /// Returns this error as the error of one partition, unless it is one. An error that a retry resolves concerns the
+    /// whole log.
+    pub(crate) fn in_partition(self, at: &TopicPartition, offset: i64) -> Error {
+        match self {
+            Error::OutOfRange { .. } | Error::Unreadable { .. } | Error::Storage { .. } => self,
+            error if error.action() == ErrorAction::Retry => error,
+            cause => Error::Unreadable {
+                at: at.clone(),
+                offset,
+                cause: Box::new(cause),
+            },
+        }
+    }
+
     /// Returns the reaction that this error needs.
     pub fn action(&self) -> ErrorAction {
         match self {

@@ -16,7 +16,7 @@ pub mod partitioner;
 
 pub use batch::{Header, Headers, NewRecord, OutBatch, OutRecord, RecordBatch, RecordRef, RecordSlice, TimestampType};
 pub use consumer::{Event, GroupConfig, GroupConsumer, GroupMetadata, GroupProtocol, Isolation, Reader, StartFrom};
-pub use error::{Error, ErrorAction, Result};
+pub use error::{Error, ErrorAction, ErrorScope, Result};
 pub use topic::{
     Cleanup, GroupInfo, MemberInfo, TimestampPolicy, TopicConfig, TopicId, TopicInfo, TopicPartition, TopicSpec,
 };

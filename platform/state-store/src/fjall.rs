@@ -23,11 +23,15 @@ use std::time::{Duration, Instant};
 
 /// A write fails if no flush or compaction makes progress for this long.
 const PROGRESS_LIMIT: Duration = Duration::from_secs(30);
+/// The same while a compaction runs: flushes wait for it, and on a slow disk a compaction of a gigabyte takes minutes.
+const COMPACTION_LIMIT: Duration = Duration::from_secs(300);
 /// Flushes are requested again after this time without progress, because fjall may have lost the request (fjall issue
 /// 257).
 const FLUSH_RETRY: Duration = Duration::from_secs(2);
-/// Bounds of the journal limit, which is twice the size of the write buffers. It limits the time to open a store, which
-/// replays about 100 MB of journal per second; a process opens a store per task.
+/// Length of a new journal file, which fjall allocates in advance. fjall starts the next one when it is full.
+const JOURNAL_FILE_BYTES: u64 = 64 << 20;
+/// Bounds of the size of the journals before the current one: twice the size of the write buffers. It limits the time to
+/// open a store, which replays about 100 MB of journal per second; a process opens a store per task.
 const JOURNAL_BYTES: std::ops::RangeInclusive<u64> = 8 << 20..=96 << 20;
 /// Minimum memory that is divided between cache and buffers.
 const MEMORY_BYTES_MIN: u64 = 8 << 20;
@@ -89,7 +93,7 @@ impl FjallStore {
             spaces,
             db,
             buffer_bytes,
-            journal_bytes: (2 * buffer_bytes).clamp(*JOURNAL_BYTES.start(), *JOURNAL_BYTES.end()),
+            journal_bytes: JOURNAL_FILE_BYTES + (2 * buffer_bytes).clamp(*JOURNAL_BYTES.start(), *JOURNAL_BYTES.end()),
             unmeasured: AtomicU64::new(u64::MAX / 2),
             room: Mutex::new(()),
             directory,
@@ -109,7 +113,7 @@ fn open_spaces(
         .cache_size(cache_bytes)
         // With two workers, the first sends compactions to the second in a loop and uses a whole core.
         .worker_threads(1)
-        .max_journaling_size(*JOURNAL_BYTES.end())
+        .max_journaling_size(JOURNAL_FILE_BYTES + *JOURNAL_BYTES.end())
         .open();
     let db = match opened {
         Err(fjall::Error::Locked) => {
@@ -202,8 +206,8 @@ impl Shared {
         if let Some((_, largest)) = sizes().max_by_key(|(bytes, _)| *bytes) {
             largest.rotate_memtable().map_err(engine_error(attempted))?;
         }
-        // A keyspace with few writes keeps old journals until its buffer is flushed. The size includes the 64 MiB that
-        // fjall preallocates per journal, so a limit below that flushes all keyspaces each time.
+        // A keyspace with few writes keeps old journals until its buffer is flushed. The size includes the current
+        // journal with its whole length, so a limit below that would flush all keyspaces each time.
         let journal_bytes = self.db.journal_disk_space();
         if journal_bytes.map_err(engine_error("measure the journals"))? > self.journal_bytes {
             for (_, space) in sizes().filter(|(bytes, _)| *bytes > 0) {
@@ -224,7 +228,7 @@ impl Shared {
         engine_error(attempted)(error)
     }
 
-    /// Waits while `busy` is true. Fails when the engine makes no progress for [`PROGRESS_LIMIT`].
+    /// Waits while `busy` is true. Fails when the engine makes no progress for too long, see [`progress_limit`].
     fn wait_while(&self, busy: impl Fn(&Self) -> bool) -> Result<()> {
         let (mut since, mut retried, mut before) = (Instant::now(), false, self.backlog());
         while busy(self) {
@@ -235,10 +239,11 @@ impl Shared {
             if backlog != before {
                 (since, retried, before) = (Instant::now(), false, backlog);
             }
-            if since.elapsed() > PROGRESS_LIMIT {
+            let limit = progress_limit(self.db.active_compactions());
+            if since.elapsed() > limit {
                 let source = format!(
                     "no flush or compaction made progress for {} s: {backlog:?}",
-                    PROGRESS_LIMIT.as_secs()
+                    limit.as_secs()
                 );
                 return Err(Error::Engine {
                     attempted: "wait for a flush",
@@ -263,6 +268,14 @@ impl Shared {
             overlapping_tables: self.spaces.iter().map(|space| space.tree.l0_run_count()).sum(),
             compactions: self.db.compactions_completed(),
         }
+    }
+}
+
+/// How long the engine may make no progress.
+fn progress_limit(running_compactions: usize) -> Duration {
+    match running_compactions {
+        0 => PROGRESS_LIMIT,
+        _ => COMPACTION_LIMIT,
     }
 }
 
@@ -365,8 +378,11 @@ impl Store for FjallStore {
 
     fn stats(&self) -> Stats {
         let db = &self.shared.db;
+        let tables: u64 = self.shared.spaces.iter().map(Keyspace::disk_space).sum();
+        // The part of the current journal that is not written yet uses no disk space.
+        let journals = db.journal_disk_space().unwrap_or_default();
         Stats {
-            disk_bytes: db.disk_space().unwrap_or_default(),
+            disk_bytes: tables + journals.saturating_sub(JOURNAL_FILE_BYTES),
             memory_bytes: db.cache_size() + db.write_buffer_size(),
         }
     }
@@ -438,5 +454,46 @@ impl Snapshot for FjallSnapshot {
 
     fn scan(&self, space: Space, keys: KeyRange<'_>, direction: Direction, visit: Visit<'_>) -> Result<()> {
         scan(&self.state, self.shared.space(space), keys, direction, visit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(dir: &Path) -> FjallStore {
+        let options = Options {
+            engine: crate::Engine::Fjall,
+            dir: dir.to_owned(),
+            spaces: vec!["meta", "rows"],
+            memory_bytes: 8 << 20,
+        };
+        FjallStore::open(&options).unwrap()
+    }
+
+    #[test]
+    fn flush_of_one_keyspace_leaves_the_others_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        assert!(store.stats().disk_bytes < 1 << 20, "an empty store uses no disk space");
+        let mut meta = Batch::default();
+        meta.put(Space(0), b"checkpoint".to_vec(), vec![0; 100]);
+        store.commit(meta).unwrap();
+        let buffered = store.shared.space(Space(0)).tree.active_memtable().size();
+        for n in 0..64_u32 {
+            let mut rows = Batch::default();
+            for m in 0..64_u32 {
+                rows.put(Space(1), (n * 64 + m).to_be_bytes().to_vec(), vec![7; 1000]);
+            }
+            store.commit(rows).unwrap();
+        }
+        let left = store.shared.space(Space(1)).tree.active_memtable().size();
+        assert!(left < 3 << 20, "the write buffer of the rows was flushed");
+        assert_eq!(store.shared.space(Space(0)).tree.active_memtable().size(), buffered);
+    }
+
+    #[test]
+    fn running_compaction_extends_the_limit() {
+        assert!(progress_limit(1) > progress_limit(0));
     }
 }

@@ -1,15 +1,15 @@
 //! A log with injected faults: requested faults of commits, and random failures of writes without transactions.
 //!
-//! It wraps another log, in tests the embedded log. Reads never fail. The simulation tests faults of the network and of
+//! It wraps another log, in tests the embedded log. Reads of chosen partitions fail. The simulation tests faults of the network and of
 //! the broker, and `platform/event-log` tests faults of the disk below the embedded log.
 
 use crate::simulation::Rng;
 use event_log::{
-    Committed, Error, Event, EventLog, GroupConfig, GroupConsumer, GroupInfo, GroupMetadata, Isolation, Offset,
-    OffsetSpec, OutBatch, Outcome, Produced, Producer, Reader, RecordBatch, Result, SharedEventLog, TopicInfo,
-    TopicPartition, TopicSpec, TransactionalProducer, TransactionalProducerConfig,
+    Committed, Error, Event, EventLog, GroupConfig, GroupConsumer, GroupInfo, GroupMetadata, Isolation, Millis, Offset,
+    OffsetSpec, OutBatch, Outcome, Produced, Producer, Reader, RecordBatch, Result, SharedEventLog, StartFrom,
+    TopicInfo, TopicPartition, TopicSpec, TransactionalProducer, TransactionalProducerConfig,
 };
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,8 +34,13 @@ struct State {
     commits: VecDeque<CommitFault>,
     /// Probability that a write without a transaction fails.
     writes: f64,
+    /// Partitions that cannot be read, with the error of a read at an offset.
+    unreadable: BTreeMap<TopicPartition, ReadError>,
     rng: Rng,
 }
+
+/// Creates the error of a read of a partition at an offset.
+pub type ReadError = Arc<dyn Fn(&TopicPartition, Offset) -> Error + Send + Sync>;
 
 /// The faults of a log; clones share them.
 #[derive(Clone)]
@@ -49,6 +54,7 @@ impl Faults {
         let state = State {
             commits: VecDeque::new(),
             writes: 0.0,
+            unreadable: BTreeMap::new(),
             rng,
         };
         Faults {
@@ -69,6 +75,21 @@ impl Faults {
     /// Makes each write without a transaction fail with this probability, before, after or in the middle of the write.
     pub fn fail_writes(&self, probability: f64) {
         self.lock().writes = probability;
+    }
+
+    /// Makes reads of a partition fail until [`Faults::make_readable`].
+    pub fn make_unreadable(&self, at: &TopicPartition, error: ReadError) {
+        self.lock().unreadable.insert(at.clone(), error);
+    }
+
+    /// Makes a partition readable again.
+    pub fn make_readable(&self, at: &TopicPartition) {
+        self.lock().unreadable.remove(at);
+    }
+
+    fn read_error(&self, at: &TopicPartition, offset: Offset) -> Option<Error> {
+        let error = self.lock().unreadable.get(at).cloned();
+        error.map(|error| error(at, offset))
     }
 
     fn next_commit(&self) -> Option<CommitFault> {
@@ -179,11 +200,19 @@ impl EventLog for FaultyLog {
         let instance = config.instance.filter(|_| self.static_members);
         let consumer = self.log.group(GroupConfig { instance, ..config })?;
         let faults = self.faults.clone();
-        Ok(Box::new(FaultyConsumer { consumer, faults }))
+        Ok(Box::new(FaultyConsumer {
+            consumer,
+            started: BTreeMap::new(),
+            faults,
+        }))
     }
 
     fn reader(&self, isolation: Isolation) -> Result<Box<dyn Reader>> {
-        self.log.reader(isolation)
+        Ok(Box::new(FaultyReader {
+            reader: self.log.reader(isolation)?,
+            assigned: Vec::new(),
+            faults: self.faults.clone(),
+        }))
     }
 
     fn transactional_producer(&self, config: TransactionalProducerConfig) -> Result<Box<dyn TransactionalProducer>> {
@@ -296,18 +325,63 @@ impl Producer for FaultyProducer {
     }
 }
 
-/// A member of a group whose commits of offsets may fail.
+/// A reader that fails while a partition of it cannot be read.
+struct FaultyReader {
+    reader: Box<dyn Reader>,
+    assigned: Vec<TopicPartition>,
+    faults: Faults,
+}
+
+impl Reader for FaultyReader {
+    fn assign(&mut self, partitions: &[(TopicPartition, StartFrom)]) -> Result<()> {
+        self.assigned = partitions.iter().map(|(at, _)| at.clone()).collect();
+        self.reader.assign(partitions)
+    }
+
+    fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<usize> {
+        for at in &self.assigned {
+            let position = self.reader.position(at).unwrap_or_default();
+            if let Some(error) = self.faults.read_error(at, position) {
+                batch.clear();
+                return Err(error);
+            }
+        }
+        self.reader.poll(batch, max_bytes, timeout)
+    }
+
+    fn position(&self, at: &TopicPartition) -> Option<Offset> {
+        self.reader.position(at)
+    }
+
+    fn at_end(&self, at: &TopicPartition) -> Option<Millis> {
+        self.reader.at_end(at)
+    }
+}
+
+/// A member of a group whose commits of offsets may fail, and that cannot read some partitions.
 struct FaultyConsumer {
     consumer: Box<dyn GroupConsumer>,
+    /// Offsets at which partitions were started, until their error is returned.
+    started: BTreeMap<TopicPartition, Offset>,
     faults: Faults,
 }
 
 impl GroupConsumer for FaultyConsumer {
     fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<Event> {
+        for (at, offset) in &self.started {
+            if let Some(error) = self.faults.read_error(at, *offset) {
+                let at = at.clone();
+                self.started.remove(&at);
+                self.consumer.pause(std::slice::from_ref(&at))?;
+                batch.clear();
+                return Err(error);
+            }
+        }
         self.consumer.poll(batch, max_bytes, timeout)
     }
 
     fn start(&mut self, at: &TopicPartition, offset: Offset) -> Result<()> {
+        self.started.insert(at.clone(), offset);
         self.consumer.start(at, offset)
     }
 

@@ -16,7 +16,7 @@ pub mod simulation;
 mod step;
 mod topology;
 
-pub use faulty_log::{CommitFault, Faults, FaultyLog};
+pub use faulty_log::{CommitFault, Faults, FaultyLog, ReadError};
 pub use log::OutputRecord;
 pub use step::{StepDriver, Written, record, records, written};
 pub use streams::testing::{Environment, ThreadDriver};

@@ -18,6 +18,7 @@ mod group;
 mod partition;
 mod process_log;
 mod protocol;
+mod read_fault;
 mod rng;
 mod scenario;
 mod scheduler;

@@ -88,6 +88,12 @@ impl Plan {
             .collect()
     }
 
+    /// The number of threads to start: further ones would have no task.
+    pub(crate) fn threads(&self, configured: usize) -> usize {
+        let tasks = self.subs.iter().map(|sub| sub.partitions).max().unwrap_or(1);
+        configured.clamp(1, usize::try_from(tasks).unwrap_or(1).max(1))
+    }
+
     /// The sub-topology that reads a topic.
     pub(crate) fn reader_of(&self, topic: &str) -> Option<&Arc<Sub>> {
         self.subs
@@ -95,16 +101,25 @@ impl Plan {
             .find(|sub| sub.inputs.iter().any(|input| *input.name == *topic))
     }
 
-    /// Checks the inputs of an application and creates its changelogs and dead-letter topics.
+    /// Checks the declaration and the configuration of an application, independently of the log.
     ///
     /// # Errors
-    /// [`Error::Application`] with the fix if an operator must act; [`Error::EventLog`] if the log fails.
-    pub(crate) fn resolve(log: &dyn EventLog, application: &Application, config: &Config) -> Result<Plan> {
+    /// [`Error::Application`] with the fix.
+    pub(crate) fn check(application: &Application, config: &Config) -> Result<()> {
         check_names(application)?;
         if config.commit.guarantee == ProcessingGuarantee::AtLeastOnce && config.commit.touches_view_log {
             let reason = "readers of view.log rely on transactions; set its guarantee to exactly_once";
             return Err(invalid(application, reason.to_owned()));
         }
+        Ok(())
+    }
+
+    /// Checks an application and its inputs, and creates its changelogs and dead-letter topics.
+    ///
+    /// # Errors
+    /// [`Error::Application`] with the fix if an operator must act; [`Error::EventLog`] if the log fails.
+    pub(crate) fn resolve(log: &dyn EventLog, application: &Application, config: &Config) -> Result<Plan> {
+        Plan::check(application, config)?;
         let log_epoch = log.log_epoch().map_err(|e| log_error(application, e))?;
         let name: Arc<str> = application.name.as_str().into();
         let resolver = Resolver {

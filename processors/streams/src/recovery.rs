@@ -21,9 +21,9 @@ use crate::task::checkpoint;
 use crate::task::{Input, Task};
 use event_log::{ErrorAction, Offset, OffsetSpec};
 use failpoint::hit;
-use open::{OpenError, full_restore_start, missed_tombstones, open_store};
+use open::{OpenError, begin_full_restore, full_restore_start, missed_tombstones, open_store};
 use progress::{Difference, Next, Offsets, Recovery, RestoreTarget, StartPlan, Step};
-pub(crate) use remedies::CommandTarget;
+pub(crate) use remedies::{CommandTarget, recreated_input};
 use service::chain;
 use state_store::Batch;
 use std::time::Duration;
@@ -104,8 +104,9 @@ fn open(task: &mut Task, recovery: &mut Recovery, shared: &Shared) -> Next {
 pub(crate) fn quarantine(task: &mut Task, recovery: &mut Recovery, shared: &Shared, reason: &str) -> Next {
     task.store = None;
     shared.serving().remove(&task.id);
-    recovery.quarantines += 1;
-    if recovery.quarantines > QUARANTINES_MAX {
+    // Also if the attempt fails, for example because a query still reads a snapshot of the store.
+    recovery.step = Step::Open;
+    if recovery.quarantines >= QUARANTINES_MAX {
         return Next::Stop(format!(
             "store was quarantined {QUARANTINES_MAX} times in one recovery; check the disk. The last reason: {reason}"
         ));
@@ -115,7 +116,7 @@ pub(crate) fn quarantine(task: &mut Task, recovery: &mut Recovery, shared: &Shar
             let path = path.map(|path| path.display().to_string());
             tracing::warn!(task = %task.id, reason, path, "store quarantined; restoring in full from the changelog");
             shared.metrics.recovery.quarantines.increment(1);
-            recovery.step = Step::Open;
+            recovery.quarantines += 1;
             Next::Continue
         }
         Err(error) => back_off(recovery, shared.clock.elapsed(), chain(&error)),
@@ -126,6 +127,11 @@ pub(crate) fn quarantine(task: &mut Task, recovery: &mut Recovery, shared: &Shar
 /// changelog records of a transaction are in the log before its offsets are visible, so a log end that is looked up
 /// later is after every record that belongs to these offsets.
 fn offsets(task: &mut Task, recovery: &mut Recovery, shared: &Shared) -> Next {
+    if task.has_failed_input()
+        && let Err(next) = check_inputs(task, recovery, shared)
+    {
+        return next;
+    }
     let committed = shared.log.committed(&task.sub.application, &task.partitions());
     if !matches!(committed, Err(event_log::Error::Undecided { .. })) {
         recovery.undecided_since = None;
@@ -142,6 +148,23 @@ fn offsets(task: &mut Task, recovery: &mut Recovery, shared: &Shared) -> Next {
         Err(error @ event_log::Error::Undecided { .. }) => undecided(task, recovery, shared, &error),
         Err(error) => log_failed(recovery, shared.clock.elapsed(), &error),
     }
+}
+
+/// Checks that the inputs exist and were not created again, after one of them could not be read. The ids of the inputs
+/// are fixed when the process starts, because processors derive names from them.
+fn check_inputs(task: &Task, recovery: &mut Recovery, shared: &Shared) -> Result<(), Next> {
+    for input in &task.sub.inputs {
+        let info = shared.log.describe(&input.name);
+        match info.map_err(|error| log_failed(recovery, shared.clock.elapsed(), &error))? {
+            Some(info) if info.id == input.id => {}
+            Some(_) => return Err(Next::Stop(recreated_input(&input.name))),
+            None => {
+                let topic = input.name.to_string();
+                return Err(Next::Stop(chain(&event_log::Error::UnknownTopic { topic })));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Handles offsets that are part of an undecided transaction. If they are undecided for several transaction timeouts,
@@ -211,17 +234,8 @@ fn start_full_restore(task: &mut Task, recovery: &mut Recovery, shared: &Shared)
         Ok(Err(reason)) => return Err(Next::Stop(reason)),
         Err(error) => return Err(log_failed(recovery, shared.clock.elapsed(), &error)),
     };
-    // Restored rows are written before the checkpoint that includes them. Without this first checkpoint, a store whose
-    // restore is interrupted would have rows but no checkpoint, and would later be treated as an empty store (C10,
-    // C11).
-    let mut batch = Batch::default();
     let origin = task.sub.origin(task.id.partition);
-    checkpoint::put_checkpoint(&mut batch, &origin.checkpoint(start, as_of));
-    let store = task.store_mut();
-    store.as_of = as_of;
-    store.next = Some(start);
-    let written = store.disk().commit(batch).and_then(|()| store.disk().persist());
-    written.map_err(|error| Next::Stop(chain(&error)))
+    begin_full_restore(task.store_mut(), &origin, start, as_of).map_err(|error| Next::Stop(chain(&error)))
 }
 
 fn reached(task: &mut Task, recovery: &mut Recovery, shared: &Shared, target: RestoreTarget) -> Next {

@@ -35,9 +35,10 @@ pub struct Host<'h> {
 
 /// Starts an application on the threads of a process. Its readiness component is `processor <application>`.
 ///
-/// The process ends with the error of the first task that fails: fencing by another process of the same name, a store
-/// failure, or an application that cannot run on the log. If the log is unavailable, the process continues but is not
-/// ready. The returned handle answers queries about the application and may be dropped.
+/// The process ends with the error of the first task that fails: an invalid declaration, fencing by another process of
+/// the same name, or a store failure. If the log is unavailable or a topic does not fit, for example because an input was
+/// deleted, the process continues but is not ready. The returned handle answers queries about the application and may be
+/// dropped.
 pub fn run(application: Application, config: Config, log: SharedEventLog, host: Host<'_>) -> Handle {
     let Host {
         clock,
@@ -86,7 +87,7 @@ impl Start {
         for warning in plan.orphaned_state(&stores) {
             tracing::warn!(%application, "{warning}");
         }
-        let threads = config.threads.max(1);
+        let threads = plan.threads(config.threads);
         let names: Vec<String> = (0..threads)
             .map(|index| config.thread_name(&application, index))
             .collect();
@@ -116,17 +117,26 @@ impl Start {
         Ok(())
     }
 
-    /// Looks up the application's topics, retrying while the log is unavailable; `None` if the process drains first.
+    /// Looks up the application's topics, retrying until they fit; `None` if the process drains first.
     fn resolve(&self, drain: &Drain) -> Result<Option<Plan>> {
+        Plan::check(&self.application, &self.config)?;
+        let mut reported = None;
         retry_blocking(RetryPolicy::START, drain, || {
             let resolved = Plan::resolve(&*self.log, &self.application, &self.config);
             let resolved = resolved.and_then(|plan| self.register_address().map(|()| plan));
             resolved.map_err(|error| {
-                if error.action() != ErrorAction::Retry {
-                    return AttemptError::Permanent(error);
+                let cause = if error.action() == ErrorAction::Retry {
+                    Cause::unavailable(chain(&error))
+                } else {
+                    Cause::operator(chain(&error))
+                };
+                if reported.as_ref() != Some(&cause) {
+                    let application = &self.application.name;
+                    tracing::error!(application, reason = cause.text, "application cannot start, retrying");
+                    reported = Some(cause.clone());
                 }
-                self.status.set("start", Some(Cause::unavailable(chain(&error))));
-                AttemptError::Temporary
+                self.status.set("start", Some(cause));
+                AttemptError::<Error>::Temporary
             })
         })
     }

@@ -90,6 +90,8 @@ struct Reading {
     paused: bool,
     /// Number of consecutive pauses because the processor was not ready.
     pauses: u32,
+    /// Whether the task stopped because an input could not be read.
+    failed: bool,
 }
 
 /// One task.
@@ -106,6 +108,8 @@ pub(crate) struct Task {
     pub bisection: Bisection,
     /// Number of changelog records that the last recovery read.
     restored: u64,
+    /// Reason of the last stop since the task ran.
+    last_stop: Option<String>,
     reading: Reading,
 }
 
@@ -134,6 +138,7 @@ impl Task {
             stream_time: 0,
             bisection: Bisection::default(),
             restored: 0,
+            last_stop: None,
             reading: Reading::default(),
             sub,
         }
@@ -277,9 +282,30 @@ impl Task {
 
     /// Rolls back and stops; with `retry_at`, the recovery starts again at that time.
     pub(crate) fn stop(&mut self, reason: String, retry_at: Option<Duration>) {
-        tracing::error!(task = %self.id, reason, "task stopped");
+        // A stopped task retries every few seconds, but only a new cause is news.
+        if self.last_stop.as_ref() == Some(&reason) {
+            tracing::debug!(task = %self.id, reason, "task stopped again");
+        } else {
+            tracing::error!(task = %self.id, reason, "task stopped");
+            self.last_stop = Some(reason.clone());
+        }
         self.roll_back();
         self.phase = Phase::Stopped { reason, retry_at };
+    }
+
+    /// Stops because an input cannot be read.
+    pub(crate) fn stop_reading(&mut self, reason: String, retry_at: Duration) {
+        self.reading.failed = true;
+        self.stop(reason, Some(retry_at));
+    }
+
+    /// Whether the task stopped because an input could not be read, and has not read its inputs since.
+    pub(crate) fn has_failed_input(&self) -> bool {
+        self.reading.failed
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        matches!(self.phase, Phase::Stopped { .. })
     }
 
     /// Pauses because the processor is not ready. Consecutive pauses get longer.
@@ -315,6 +341,7 @@ impl Task {
             consumer.resume(&self.partitions())?;
         }
         self.reading.paused = false;
+        self.reading.failed = false;
         self.phase = Phase::Running;
         Ok(())
     }
@@ -361,6 +388,7 @@ impl Task {
         }
         self.uncommitted.records += records.len();
         self.reading.pauses = 0;
+        self.last_stop = None;
         Ok(())
     }
 

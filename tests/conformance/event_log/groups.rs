@@ -2,7 +2,7 @@
 
 use super::harness::{Harness, LIMIT, SHORT, assigned, batch, committed, event, records, seen, texts, values};
 use crate::support;
-use event_log::{Error, Event, OffsetSpec, RecordBatch, TopicPartition};
+use event_log::{Error, Event, GroupConsumer, Offset, OffsetSpec, RecordBatch, TopicPartition};
 use std::time::{Duration, Instant};
 
 /// The first event is the assignment of all partitions of all topics. A partition returns nothing before it is started.
@@ -114,7 +114,7 @@ pub fn group_reads_committed_records_only(harness: &Harness) {
     consumer.close().unwrap();
 }
 
-/// There is no automatic reset: if the start offset is not in the log, `poll` returns an error until the next start.
+/// There is no automatic reset: if the start offset is not in the log, `poll` returns an error.
 pub fn start_outside_partition_is_out_of_range(harness: &Harness) {
     let at = harness.partition();
     harness.append(&at, &["a"]);
@@ -168,6 +168,138 @@ pub fn out_of_range_partition_leaves_others_alone(harness: &Harness) {
         Event::Idle,
         "one was never started"
     );
+    consumer.close().unwrap();
+}
+
+/// Polls until an error of a partition or topic arrives, which must affect this partition. Returns it with the records that
+/// arrived before it.
+fn unreadable(consumer: &mut dyn GroupConsumer, at: &TopicPartition, limit: Duration) -> (Error, Vec<Offset>) {
+    let (mut batch, mut before) = (RecordBatch::default(), Vec::new());
+    let error = support::wait_for("an error", limit, || match consumer.poll(&mut batch, 1_000, SHORT) {
+        Ok(_) => {
+            before.extend(batch.iter().map(|record| record.offset()));
+            None
+        }
+        Err(error) => Some(error),
+    });
+    let scope = error.scope().expect("the error is that of a partition or topic");
+    assert!(scope.contains(at), "{error:?}");
+    (error, before)
+}
+
+/// The error of a partition is returned once, although other partitions have records. Then the partition is not read, and
+/// its offset may be set from outside, until it is started again.
+pub fn unreadable_partition_is_reported_once(harness: &Harness) {
+    let (topic, group) = (harness.topic(2), support::unique("group"));
+    let [lost, read] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
+    harness.append(&lost, &["a", "b"]);
+    let mut consumer = harness.join(&group, &[&topic]);
+    assigned(&mut *consumer);
+    consumer.start(&read, 0).unwrap();
+    for round in 0..2 {
+        harness.append(&read, &["x", "y", "z"]);
+        consumer.start(&lost, 9).unwrap();
+        let (error, before) = unreadable(&mut *consumer, &lost, LIMIT);
+        assert!(
+            matches!(error, Error::OutOfRange { offset: 9, .. }),
+            "round {round}: {error:?}"
+        );
+        let missing = 3 - before.len();
+        if missing > 0 {
+            assert_eq!(records(&mut *consumer, missing).len(), missing);
+        }
+        let (began, mut polls) = (Instant::now(), 0);
+        while began.elapsed() < Duration::from_millis(500) {
+            let event = consumer.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap();
+            assert_eq!(event, Event::Idle);
+            polls += 1;
+        }
+        assert!(polls <= 40, "{polls} polls in half a second: poll does not wait");
+        harness.append(&lost, &["c"]);
+        assert_eq!(
+            consumer.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap(),
+            Event::Idle
+        );
+        harness.log.set_committed(&group, &[(lost.clone(), 1)]).unwrap();
+    }
+    consumer.start(&lost, 3).unwrap();
+    assert_eq!(records(&mut *consumer, 1), seen(&[(3, "c")]));
+    consumer.close().unwrap();
+}
+
+/// A paused partition returns no error. After the resume it does.
+pub fn paused_partition_reports_no_error(harness: &Harness) {
+    let at = harness.partition();
+    harness.append(&at, &["a"]);
+    let mut consumer = harness.join(&support::unique("group"), &[&at.topic]);
+    assigned(&mut *consumer);
+    consumer.pause(std::slice::from_ref(&at)).unwrap();
+    consumer.start(&at, 9).unwrap();
+    for _ in 0..10 {
+        let event = consumer.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap();
+        assert_eq!(event, Event::Idle);
+    }
+    consumer.resume(std::slice::from_ref(&at)).unwrap();
+    let (error, _) = unreadable(&mut *consumer, &at, LIMIT);
+    assert!(matches!(error, Error::OutOfRange { offset: 9, .. }), "{error:?}");
+    consumer.start(&at, 0).unwrap();
+    assert_eq!(records(&mut *consumer, 1), seen(&[(0, "a")]));
+    consumer.close().unwrap();
+}
+
+/// A deleted topic is an error of that topic, returned once or for each of its partitions. The member continues to read
+/// other topics.
+pub fn deleted_topic_leaves_others_alone(harness: &Harness) {
+    let (gone, kept) = (harness.partition(), harness.partition());
+    let mut consumer = harness.join(&support::unique("group"), &[&gone.topic, &kept.topic]);
+    assigned(&mut *consumer);
+    for at in [&gone, &kept] {
+        consumer.start(at, 0).unwrap();
+        harness.append(at, &["a"]);
+    }
+    let (mut read, mut batch) = (Vec::new(), RecordBatch::default());
+    support::wait_for("the first records", LIMIT, || {
+        if consumer.poll(&mut batch, 1_000, SHORT).unwrap() == Event::Records {
+            read.extend(batch.iter().map(|record| record.partition().clone()));
+        }
+        (read.len() == 2).then_some(())
+    });
+    harness.log.delete_topic(&gone.topic).unwrap();
+    let (mut errors, mut found, mut appended) = (Vec::new(), 0, 0);
+    // Kafka's client notices a deleted topic when it refreshes its metadata.
+    support::wait_for("an error of the deleted topic", 4 * LIMIT, || {
+        harness.append(&kept, &["b"]);
+        appended += 1;
+        match consumer.poll(&mut batch, 1_000, SHORT) {
+            Ok(Event::Records) => found += batch.len(),
+            Ok(Event::Assigned(partitions)) => {
+                for at in partitions.iter().filter(|at| **at == kept) {
+                    consumer.start(at, 1 + Offset::try_from(found).unwrap()).unwrap();
+                }
+            }
+            Ok(_) => {}
+            Err(error) => errors.push(error),
+        }
+        (!errors.is_empty()).then_some(())
+    });
+    support::wait_for("the records of the other topic", LIMIT, || {
+        match consumer.poll(&mut batch, 1_000, SHORT) {
+            Ok(Event::Records) => found += batch.len(),
+            Ok(Event::Assigned(partitions)) => {
+                for at in partitions.iter().filter(|at| **at == kept) {
+                    consumer.start(at, 1 + Offset::try_from(found).unwrap()).unwrap();
+                }
+            }
+            Ok(_) => {}
+            Err(error) => errors.push(error),
+        }
+        (found == appended).then_some(())
+    });
+    assert!(errors.len() <= 3, "{errors:?}");
+    for error in &errors {
+        let scope = error.scope().expect("an error of the topic");
+        assert!(scope.contains(&gone) && !scope.contains(&kept), "{error:?}");
+    }
     consumer.close().unwrap();
 }
 

@@ -44,7 +44,7 @@ fn postgres_kafka_and_registry_outages_recover() {
     }
     for (node, component) in [
         ("connector", "connector bank"),
-        ("processor", "processor pgbench.sync-views"),
+        ("processor", "processor pgbench.sync-views.change.bank"),
         ("edge-1", "edge-replica"),
         ("edge-2", "edge-replica"),
     ] {

@@ -62,7 +62,7 @@ fn offsets(data: &Path, command: &str) -> Value {
     let out = Command::new(binary())
         .args(["--output", "json", "offsets", "--data"])
         .arg(data)
-        .args([command, "shop.sync-views", "change.shop/0"])
+        .args([command, "shop.sync-views.change.shop", "rows/0"])
         .output()
         .expect("the binary runs");
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));

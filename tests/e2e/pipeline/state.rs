@@ -71,8 +71,8 @@ fn state_with(token: Option<&str>, kafka: &str, words: &[&str]) -> Result<Value,
 /// Every row of the store.
 const SCAN: [&str; 7] = [
     "scan",
-    "shop.sync-views",
-    "event.seen",
+    "shop.sync-views.event.seen",
+    "rows",
     "--prefix",
     "[\"row\"",
     "-n",
@@ -101,8 +101,8 @@ fn every_row_is_found(kafka: &str, rows: &Value, processes: &[&str]) {
                 "--admin",
                 url,
                 "get",
-                "shop.sync-views",
-                "event.seen",
+                "shop.sync-views.event.seen",
+                "rows",
                 &key,
                 "--partition",
                 &partition,
@@ -151,13 +151,10 @@ fn state_queries_route_to_owner_and_fail_over_warm() {
         rows.filter(|rows| rows.as_array().is_some_and(|rows| rows.len() == 200))
     });
     every_row_is_found(&kafka, &rows, &[&a, &b]);
-    let rejected = state(&kafka, &["get", "shop.sync-views", "nothing", "[1]"]).expect_err("no such store");
-    assert!(
-        rejected.contains("has no store `nothing`; it has: event.seen"),
-        "{rejected}"
-    );
-    let rejected = state(&kafka, &["get", "sync-views", "event.seen", "[1]"]).expect_err("no such processor");
-    let expected = "no process has announced processor `sync-views`; announced are shop.sync-views;";
+    let rejected = state(&kafka, &["get", "shop.sync-views.event.seen", "nothing", "[1]"]).expect_err("no such store");
+    assert!(rejected.contains("has no store `nothing`; it has: rows"), "{rejected}");
+    let rejected = state(&kafka, &["get", "sync-views", "rows", "[1]"]).expect_err("no such processor");
+    let expected = "no process has announced processor `sync-views`; announced are shop.sync-views.event.seen;";
     assert!(rejected.contains(expected), "{rejected}");
 
     let unauthenticated = state_with(None, &kafka, &["list"]).expect_err("no token");

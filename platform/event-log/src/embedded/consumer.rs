@@ -4,11 +4,11 @@ use super::broker::Broker;
 use super::fetch::Fetcher;
 use super::group::{self, Group, JoinError, Joining, MemberId};
 use super::signal::until;
-use super::state::unknown;
+use super::state::{State, unknown};
 use crate::consumer::MemberToken;
 use crate::{
-    Error, Event, GroupConfig, GroupConsumer, GroupMetadata, GroupProtocol, Isolation, Millis, Offset, RecordBatch,
-    Result, StartFrom, TopicPartition,
+    Error, ErrorScope, Event, GroupConfig, GroupConsumer, GroupMetadata, GroupProtocol, Isolation, Millis, Offset,
+    RecordBatch, Result, StartFrom, TopicPartition,
 };
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,12 +22,14 @@ pub(super) struct EmbeddedConsumer {
     is_member: bool,
     assigned: Vec<TopicPartition>,
     paused: BTreeSet<TopicPartition>,
+    /// Subscribed topics that were deleted, and for which an error was returned.
+    deleted: BTreeSet<Arc<str>>,
 }
 
 impl EmbeddedConsumer {
     pub fn join(broker: Arc<Broker>, config: GroupConfig) -> Result<Self> {
         group::check_group_id(&config.group)?;
-        let fetcher = Fetcher::new(broker, Isolation::ReadCommitted);
+        let fetcher = Fetcher::new(broker, Isolation::ReadCommitted).reporting_once();
         let mut consumer = EmbeddedConsumer {
             fetcher,
             id: 0,
@@ -35,6 +37,7 @@ impl EmbeddedConsumer {
             is_member: false,
             assigned: Vec::new(),
             paused: BTreeSet::new(),
+            deleted: BTreeSet::new(),
         };
         match consumer.join_group() {
             Ok(()) | Err(Error::Occupied { .. }) => Ok(consumer),
@@ -93,7 +96,9 @@ impl EmbeddedConsumer {
         let broker = self.fetcher.broker.clone();
         let now = broker.now();
         let mut state = broker.state();
-        if let Some(gone) = self.config.topics.iter().find(|name| !state.topics.contains_key(*name)) {
+        self.deleted.retain(|name| !state.topics.contains_key(name));
+        if let Some(gone) = new_deleted(&self.config.topics, &self.deleted, &state) {
+            self.deleted.insert(gone.clone());
             return Err(unknown(gone));
         }
         let event = state
@@ -136,6 +141,14 @@ impl EmbeddedConsumer {
         }
     }
 
+    /// Notes that a partition is not read until `start`, so that its offset may be set from outside.
+    fn stopped(&self, at: &TopicPartition) {
+        let mut state = self.fetcher.broker.state();
+        if let Some(group) = state.groups.get_mut(&self.config.group) {
+            group.stopped(self.id, at);
+        }
+    }
+
     fn set_paused(&mut self, partitions: &[TopicPartition], paused: bool) {
         for at in partitions {
             match paused {
@@ -165,6 +178,13 @@ impl EmbeddedConsumer {
     }
 }
 
+/// Returns a deleted topic for which no error was returned yet.
+fn new_deleted<'t>(topics: &'t [Arc<str>], known: &BTreeSet<Arc<str>>, state: &State) -> Option<&'t Arc<str>> {
+    topics
+        .iter()
+        .find(|name| !state.topics.contains_key(*name) && !known.contains(*name))
+}
+
 impl GroupConsumer for EmbeddedConsumer {
     fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<Event> {
         batch.clear();
@@ -173,18 +193,22 @@ impl GroupConsumer for EmbeddedConsumer {
             if let Some(event) = self.event()? {
                 return Ok(event);
             }
-            self.fetcher.fill(batch, max_bytes)?;
+            if let Err(error) = self.fetcher.fill(batch, max_bytes) {
+                if let Some(ErrorScope::Partition(at)) = error.scope() {
+                    self.stopped(at);
+                }
+                return Err(error);
+            }
             if !batch.is_empty() {
                 return Ok(Event::Records);
             }
-            let (id, name, topics) = (self.id, &self.config.group, &self.config.topics);
+            let (id, name, topics, deleted) = (self.id, &self.config.group, &self.config.topics, &self.deleted);
             let left = self.fetcher.wait(
                 until,
                 |state| state.groups.get(name).and_then(Group::deadline),
                 |state| {
                     let group = state.groups.get(name);
-                    group.is_none_or(|group| group.has_event(id))
-                        || topics.iter().any(|t| !state.topics.contains_key(t))
+                    group.is_none_or(|group| group.has_event(id)) || new_deleted(topics, deleted, state).is_some()
                 },
             );
             if !left {

@@ -23,6 +23,8 @@ pub(super) struct Cursor {
     pub at: TopicPartition,
     pub position: Offset,
     pub paused: bool,
+    /// Whether a group member was given the error of this partition, which is not read until `start`.
+    failed: bool,
     /// When the position last was at the end of the partition.
     pub at_end: Option<Millis>,
     part: PartId,
@@ -35,6 +37,8 @@ pub(super) struct Fetcher {
     pub signal: Arc<Signal>,
     pub cursors: Vec<Cursor>,
     isolation: Isolation,
+    /// Whether the error of a partition is returned only once.
+    reports_once: bool,
     turn: usize,
 }
 
@@ -103,8 +107,15 @@ impl Fetcher {
             signal: Arc::default(),
             cursors: Vec::new(),
             isolation,
+            reports_once: false,
             turn: 0,
         }
+    }
+
+    /// Returns the fetcher of a group member, which returns the error of a partition once.
+    pub fn reporting_once(mut self) -> Self {
+        self.reports_once = true;
+        self
     }
 
     /// Starts to read a partition, or sets another position in it.
@@ -121,6 +132,7 @@ impl Fetcher {
             at: at.clone(),
             position,
             paused: false,
+            failed: false,
             at_end: None,
             part: id,
             place: None,
@@ -182,7 +194,7 @@ impl Fetcher {
             }
             let index = self.turn.wrapping_add(n) % count;
             let cursor = self.cursors.get_mut(index).expect("the index is below the count");
-            if cursor.paused {
+            if cursor.paused || cursor.failed {
                 continue;
             }
             let read = Read {
@@ -191,12 +203,16 @@ impl Fetcher {
                 max_bytes,
                 now,
             };
-            let done = read.fill(cursor, batch);
-            if done.is_err() && !batch.is_empty() {
-                // Returns the records that were read. The next call encounters the error again.
-                break;
+            if let Err(error) = read.fill(cursor, batch) {
+                if !batch.is_empty() {
+                    // Returns the records that were read. The next call starts with this partition.
+                    self.turn = self.turn.wrapping_add(n).wrapping_sub(1);
+                    break;
+                }
+                let error = error.in_partition(&cursor.at, cursor.position);
+                cursor.failed = self.reports_once && error.scope().is_some();
+                return Err(error);
             }
-            done?;
         }
         Ok(())
     }
@@ -216,7 +232,7 @@ impl Fetcher {
                 let wakes = |part: &Part| {
                     cursor.position < part.limit(self.isolation) || !(part.start..=part.end).contains(&cursor.position)
                 };
-                !cursor.paused && state.parts.get(&cursor.part).is_none_or(wakes)
+                !cursor.paused && !cursor.failed && state.parts.get(&cursor.part).is_none_or(wakes)
             };
             if ready(&state) || self.cursors.iter().any(grown) {
                 return true;

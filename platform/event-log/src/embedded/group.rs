@@ -410,6 +410,13 @@ impl Group {
         }
     }
 
+    /// Records that a member no longer reads a partition.
+    pub fn stopped(&mut self, id: MemberId, at: &TopicPartition) {
+        if let Some(member) = self.members.get_mut(&id) {
+            member.started.remove(at);
+        }
+    }
+
     /// Returns whether a member reads the partition. If so, its offset must not be set from outside the group.
     pub fn reads(&self, at: &TopicPartition) -> bool {
         self.members.values().any(|member| member.started.contains(at))

@@ -26,6 +26,10 @@ pub fn topic_error(topic: &str, attempted: impl Into<String>, error: &ClientErro
         | C::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
         | C::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
         | C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID => Error::UnknownTopic { topic },
+        C::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED => Error::AccessDenied {
+            topic,
+            reason: error.text.clone(),
+        },
         C::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION
         | C::RD_KAFKA_RESP_ERR_INVALID_PARTITIONS
         | C::RD_KAFKA_RESP_ERR_INVALID_REPLICATION_FACTOR

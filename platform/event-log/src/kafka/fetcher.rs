@@ -1,7 +1,8 @@
 //! Copies librdkafka messages into batches of records, for group members and readers.
 //!
 //! Each record is copied once, and the records of a partition keep their order. Messages of paused partitions and
-//! messages above the byte limit remain in the inbox. Messages of partitions that are not started are discarded.
+//! messages above the byte limit remain in the inbox. Messages of partitions that are not started are discarded, and so
+//! are those after an error of their partition: librdkafka continues after a corrupt batch, which would skip its records.
 
 use super::client::admin::{Admin, END, START};
 use super::client::consumer::{Disposition, Inbox, Message, inbox};
@@ -20,6 +21,25 @@ const BATCH_RECORDS_MAX: usize = 200_000;
 /// Maximum time to wait before the queues are polled again without a wake-up.
 const WAIT_MAX: Duration = Duration::from_millis(100);
 
+/// How often [`Fetcher::take`] returns the error of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorReports {
+    /// Until another position is set, but only if no other partition has records.
+    Repeated,
+    /// Once, before further records of other partitions.
+    Once,
+}
+
+/// Why a partition is not read.
+#[derive(Debug)]
+pub struct FetchFailure {
+    /// Offset of the next record.
+    offset: Offset,
+    error: ClientError,
+    /// Whether [`Fetcher::take`] has returned the error.
+    pub reported: bool,
+}
+
 /// State of an assigned partition.
 #[derive(Debug)]
 pub struct PartitionState {
@@ -33,8 +53,8 @@ pub struct PartitionState {
     pub position: Option<Offset>,
     /// A time at which everything up to the end of the partition had been read.
     pub at_end: Option<Millis>,
-    /// Offset and error at which fetching failed. The partition is not read until another position is set.
-    pub failed: Option<(Offset, ClientError)>,
+    /// Set if fetching failed. The partition is not read until another position is set.
+    pub failed: Option<FetchFailure>,
     /// Number of a batch, and the index of the partition in it.
     interned: (u64, u16),
 }
@@ -45,6 +65,7 @@ pub struct Fetcher {
     inbox: Inbox,
     states: PartitionStates,
     waker: Arc<Waker>,
+    reports: ErrorReports,
     /// The last time at which the inbox was empty.
     drained_at: Millis,
     batches: u64,
@@ -60,12 +81,13 @@ struct PartitionStates {
 
 impl Fetcher {
     /// Creates a fetcher without partitions.
-    pub fn new(handle: &Arc<Handle>, waker: Arc<Waker>) -> Fetcher {
+    pub fn new(handle: &Arc<Handle>, waker: Arc<Waker>, reports: ErrorReports) -> Fetcher {
         let inbox = inbox(handle, &waker, TAKE);
         Fetcher {
             inbox,
             states: PartitionStates::default(),
             waker,
+            reports,
             drained_at: now(),
             batches: 0,
         }
@@ -179,11 +201,16 @@ impl Fetcher {
     pub fn take(&mut self, batch: &mut RecordBatch, max_bytes: usize) -> Result<usize> {
         self.batches += 1;
         let (number, drained_at) = (self.batches, self.drained_at);
+        if self.reports == ErrorReports::Once {
+            // Otherwise the error would wait until no other partition has records.
+            self.check_partitions()?;
+        }
         loop {
             let mut full = false;
             let states = &mut self.states;
             self.inbox.visit(|message| {
-                let Some(state) = states.of(&message).filter(|state| state.started) else {
+                let readable = |state: &&mut PartitionState| state.started && state.failed.is_none();
+                let Some(state) = states.of(&message).filter(readable) else {
                     return Disposition::Drop;
                 };
                 match message.code() {
@@ -205,7 +232,11 @@ impl Fetcher {
                         let found = message.error();
                         if stops(&found) {
                             let at = state.position.unwrap_or_else(|| message.offset());
-                            state.failed = Some((at, found));
+                            state.failed = Some(FetchFailure {
+                                offset: at,
+                                error: found,
+                                reported: false,
+                            });
                         } else {
                             tracing::debug!(target: "event_log::kafka", at = %state.at, error = found.text, "transient fetch error");
                         }
@@ -227,16 +258,17 @@ impl Fetcher {
         }
     }
 
-    /// Fails if a partition cannot be read.
-    fn check_partitions(&self) -> Result<()> {
-        let failed = self
-            .states
-            .all
-            .iter()
-            .find_map(|state| Some((&state.at, state.failed.as_ref()?)));
-        failed.map_or(Ok(()), |(at, (offset, found))| {
-            Err(self.meaning(at.clone(), *offset, found))
-        })
+    /// Fails if a partition cannot be read, unless it is paused or its error was reported before.
+    fn check_partitions(&mut self) -> Result<()> {
+        let reports = self.reports;
+        let failed = self.states.all.iter_mut().find_map(|state| {
+            let failure = state.failed.as_mut().filter(|_| !state.paused)?;
+            if reports == ErrorReports::Once && std::mem::replace(&mut failure.reported, true) {
+                return None;
+            }
+            Some((state.at.clone(), failure.offset, failure.error.clone()))
+        });
+        failed.map_or(Ok(()), |(at, offset, found)| Err(self.meaning(at, offset, &found)))
     }
 
     /// Waits for a wake-up of a queue until `end`. Returns false if `end` is in the past.
@@ -265,11 +297,14 @@ impl Fetcher {
             }
             C::RD_KAFKA_RESP_ERR__BAD_MSG
             | C::RD_KAFKA_RESP_ERR__BAD_COMPRESSION
-            | C::RD_KAFKA_RESP_ERR_INVALID_MSG => Error::Corrupt {
-                place: format!("{at}@{offset}"),
-                reason: found.text.clone(),
-            },
-            _ => errors::topic_error(&at.topic, format!("read {at}"), found),
+            | C::RD_KAFKA_RESP_ERR_INVALID_MSG => {
+                let corrupt = Error::Corrupt {
+                    place: format!("{at}@{offset}"),
+                    reason: found.text.clone(),
+                };
+                corrupt.in_partition(&at, offset)
+            }
+            _ => errors::topic_error(&at.topic, format!("read {at}"), found).in_partition(&at, offset),
         }
     }
 

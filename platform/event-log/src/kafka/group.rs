@@ -9,7 +9,7 @@ use super::client::{ClientError, ClientKind, Code, Event as RawEvent, EventKind,
 use super::config::Config;
 use super::coordinator::Coordinators;
 use super::coverage::{Coverage, Topics};
-use super::fetcher::{Fetcher, PartitionState};
+use super::fetcher::{ErrorReports, FetchFailure, Fetcher, PartitionState};
 use super::group_metadata::KafkaGroupMetadata;
 use super::members::{LocalMember, Members};
 use super::{errors, protocol, settings};
@@ -80,7 +80,7 @@ impl KafkaGroup {
             reason: "the group id is empty; set a group id".to_owned(),
         })?;
         events.wake_with(&waker);
-        let fetcher = Fetcher::new(&handle, waker);
+        let fetcher = Fetcher::new(&handle, waker, ErrorReports::Once);
         handle
             .subscribe(&List::of_topics(topics.keys().map(AsRef::as_ref)))
             .map_err(|found| errors::request_error(format!("join group {}", group.group), &found))?;
@@ -312,13 +312,11 @@ impl KafkaGroup {
             };
         }
         match found.code {
-            C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART | C::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC => {
-                Err(Error::UnknownTopic {
-                    topic: self.config.topics.join(", "),
-                })
-            }
-            C::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED
-            | C::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED
+            // librdkafka reports a topic again only if its error changes.
+            C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
+            | C::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
+            | C::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED => Err(self.topic_error(found)),
+            C::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED
             | C::RD_KAFKA_RESP_ERR_INVALID_SESSION_TIMEOUT
             | C::RD_KAFKA_RESP_ERR_INCONSISTENT_GROUP_PROTOCOL
             | C::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID => Err(self.error("poll", found)),
@@ -326,6 +324,16 @@ impl KafkaGroup {
                 tracing::debug!(target: "event_log::kafka", group = self.config.group, code = ?found.code, error = found.text, "client error");
                 Ok(None)
             }
+        }
+    }
+
+    /// Converts the error of a subscribed topic. The event contains the name of the topic only in its text, between
+    /// colons.
+    fn topic_error(&self, found: &ClientError) -> Error {
+        let named = |topic: &&Arc<str>| found.text.contains(&format!(": {topic}: "));
+        match self.config.topics.iter().find(named) {
+            Some(topic) => errors::topic_error(topic, "read", found),
+            None => self.error("poll", found),
         }
     }
 
@@ -434,8 +442,16 @@ impl GroupConsumer for KafkaGroup {
             if let Some(event) = self.poll_event()? {
                 return Ok(event);
             }
-            if self.fetcher.take(batch, max_bytes)? > 0 {
-                return Ok(Event::Records);
+            match self.fetcher.take(batch, max_bytes) {
+                Ok(0) => {}
+                Ok(_) => return Ok(Event::Records),
+                Err(error) => {
+                    // Until `start`, the partition is not read, so its offset may be set from outside.
+                    self.member
+                        .started()
+                        .retain(|at| !error.scope().is_some_and(|scope| scope.contains(at)));
+                    return Err(error);
+                }
             }
             let nudge = self
                 .nudge()
@@ -491,10 +507,15 @@ impl GroupConsumer for KafkaGroup {
     }
 
     fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()> {
-        let mut started = Vec::with_capacity(partitions.len());
+        let (mut started, mut failed) = (Vec::with_capacity(partitions.len()), Vec::new());
         for at in partitions {
             let state = self.state(at, "resume")?;
             state.paused = false;
+            // An error that arrived during the pause may be that of a later record than the next one.
+            if let (Some(FetchFailure { reported: false, .. }), Some(position)) = (&state.failed, state.position) {
+                failed.push((at, position));
+                continue;
+            }
             // A partition that was never started remains paused until `start`.
             if state.started {
                 started.push((at, state.position));
@@ -508,7 +529,10 @@ impl GroupConsumer for KafkaGroup {
             self.fetcher.forget(at);
             resumed = resumed.and_then(|()| self.wake(at, position));
         }
-        resumed.map_err(|found| self.error("resume partitions", &found))
+        resumed.map_err(|found| self.error("resume partitions", &found))?;
+        failed
+            .into_iter()
+            .try_for_each(|(at, position)| self.start(at, position))
     }
 
     fn unassigned(&self) -> Vec<Arc<str>> {

@@ -7,7 +7,7 @@ use super::client::admin::{Admin, END, PendingOffsets, START};
 use super::client::list::List;
 use super::client::{ClientKind, Code, Handle, Queue, Waker};
 use super::config::Config;
-use super::fetcher::{Fetcher, now};
+use super::fetcher::{ErrorReports, Fetcher, now};
 use super::{errors, settings};
 use crate::{Error, Isolation, Millis, Offset, Reader, RecordBatch, Result, StartFrom, TopicPartition};
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ impl KafkaReader {
     pub fn open(config: &Config, isolation: Isolation) -> Result<KafkaReader> {
         let handle =
             Handle::new(ClientKind::Consumer, &settings::reader(config, isolation)).map_err(errors::setting_error)?;
-        let fetcher = Fetcher::new(&handle, Arc::new(Waker::default()));
+        let fetcher = Fetcher::new(&handle, Arc::new(Waker::default()), ErrorReports::Repeated);
         let events = Queue::main(&handle);
         Ok(KafkaReader {
             fetcher,

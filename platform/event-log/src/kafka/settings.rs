@@ -104,6 +104,11 @@ pub fn group(config: &Config, group: &GroupConfig) -> Settings {
         GroupProtocol::Consumer => incremental(&mut settings),
     }
     set(&mut settings, "enable.partition.eof", "false");
+    // Bounds the time until a deleted topic is noticed, and until one that exists again or is accessible again is
+    // assigned. By default it is five minutes.
+    settings
+        .entry("topic.metadata.refresh.interval.ms".to_owned())
+        .or_insert_with(|| "30000".to_owned());
     let patience = Duration::from_secs(300).max(group.session_timeout);
     settings
         .entry("max.poll.interval.ms".to_owned())

@@ -9,6 +9,7 @@ use super::Rng;
 use super::group::{Group, GroupMember, Rows};
 use super::partition::{Cleaning, Partition, Row, batch_of};
 use super::protocol::{BrokerError, BrokerResult, DELETE_RETENTION, TXN_TIMEOUT, Tasks};
+use super::read_fault::ReadFault;
 use event_log::{Millis, Offset, RecordBatch, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -98,6 +99,8 @@ pub struct Broker {
     pub(super) committed_state: BTreeMap<TopicPartition, CommittedState>,
     transactions: Transactions,
     net: Vec<Late>,
+    /// Partitions that cannot be read.
+    pub(super) unreadable: BTreeMap<TopicPartition, ReadFault>,
     pub(super) fault_plan: FaultPlan,
     /// How often each failpoint was passed.
     passed: BTreeMap<&'static str, u32>,
@@ -120,6 +123,7 @@ impl Broker {
             committed_state,
             transactions: Transactions::default(),
             net: Vec::new(),
+            unreadable: BTreeMap::new(),
             fault_plan,
             passed: BTreeMap::new(),
             journal: Journal::default(),

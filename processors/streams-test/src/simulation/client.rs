@@ -21,6 +21,8 @@ use std::time::Duration;
 struct Progress {
     next: Offset,
     paused: bool,
+    /// Whether the error of the partition was returned. It is then not read until `start`.
+    failed: bool,
 }
 
 /// A member of the group.
@@ -81,7 +83,14 @@ impl Consumer {
             self.assigned = broker.group.assignment.get(&self.name).cloned().unwrap_or_default();
             return Ok(Event::Assigned(self.assigned.clone()));
         }
-        let positions = self.positions.iter_mut().filter(|(_, p)| !p.paused);
+        for (at, progress) in self.positions.iter_mut().filter(|(_, p)| !p.paused && !p.failed) {
+            if let Some(error) = broker.read_error(at, progress.next) {
+                progress.failed = true;
+                broker.note("input unreadable");
+                return Err(error);
+            }
+        }
+        let positions = self.positions.iter_mut().filter(|(_, p)| !p.paused && !p.failed);
         let positions = positions.map(|(at, p)| (at, &mut p.next));
         read_some(broker, batch, positions, 3, Partition::read);
         Ok(if batch.is_empty() { Event::Idle } else { Event::Records })
@@ -131,7 +140,12 @@ impl GroupConsumer for Consumer {
     fn start(&mut self, at: &TopicPartition, offset: Offset) -> Result<()> {
         assert!(self.assigned.contains(at), "{at} was not assigned");
         let paused = self.positions.get(at).is_some_and(|progress| progress.paused);
-        self.positions.insert(at.clone(), Progress { next: offset, paused });
+        let progress = Progress {
+            next: offset,
+            paused,
+            failed: false,
+        };
+        self.positions.insert(at.clone(), progress);
         Ok(())
     }
 
@@ -187,8 +201,21 @@ impl Reader for PartitionReader {
             Isolation::ReadCommitted => Partition::read,
             Isolation::ReadUncommitted => Partition::read_uncommitted,
         };
-        read_some(&mut self.connection.broker(), batch, self.positions.iter_mut(), 4, read);
-        Ok(batch.len())
+        let mut broker = self.connection.broker();
+        let mut failed = Vec::new();
+        for (at, next) in &self.positions {
+            failed.extend(broker.read_error(at, *next).map(|error| (at.clone(), error)));
+        }
+        let readable = |(at, _): &(&TopicPartition, &mut Offset)| failed.iter().all(|(other, _)| other != *at);
+        let positions = self.positions.iter_mut().filter(readable);
+        read_some(&mut broker, batch, positions, 4, read);
+        match failed.into_iter().next() {
+            Some((_, error)) if batch.is_empty() => {
+                broker.note("changelog unreadable");
+                Err(error)
+            }
+            _ => Ok(batch.len()),
+        }
     }
 
     fn position(&self, at: &TopicPartition) -> Option<Offset> {

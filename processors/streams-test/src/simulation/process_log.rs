@@ -57,6 +57,9 @@ impl EventLog for ProcessLog {
 
     fn describe(&self, topic: &str) -> Result<Option<TopicInfo>> {
         let broker = self.broker();
+        if broker.is_missing(topic) {
+            return Ok(None);
+        }
         let of = |at: &&TopicPartition| *at.topic == *topic.trim_end_matches(".dlq");
         let tasks = broker.layout.tasks.iter();
         let own = tasks.flat_map(|(changelog, inputs)| inputs.iter().chain([changelog]));

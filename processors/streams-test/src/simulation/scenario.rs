@@ -65,6 +65,8 @@ pub struct FaultRates {
     /// Probability that the commit or abort of a transaction is never applied to the group, as can happen when a single
     /// broker restarts. A recovery then takes as long as four transaction timeouts.
     pub forget: f64,
+    /// Probability that an input or a changelog cannot be read for a while.
+    pub unreadable: f64,
     /// Probability that a killed process finds its disk empty, in addition to a probability of 0.1 that always applies.
     pub wipe: f64,
 }

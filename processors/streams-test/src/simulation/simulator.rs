@@ -64,14 +64,18 @@ fn run_process<S: Scenario>(program: &S::Program, process_log: &ProcessLog, name
     config.commit.transaction_timeout = duration(TXN_TIMEOUT);
     config.group.session_timeout = duration(SESSION_TIMEOUT);
     let application = S::application(program, process_log, &mut config);
-    let environment = testing::Environment {
+    let environment = || testing::Environment {
         log: Arc::new(process_log.clone()),
         clock: Arc::new(process_log.clone()),
         stores: Arc::new(disk.clone()),
     };
-    let mut thread = match ThreadDriver::new(&application, config, environment, 0) {
-        Ok(thread) => thread,
-        Err(error) => return process_log.fail(format!("a process failed to start: {}", service::chain(&error))),
+    let mut thread = loop {
+        match ThreadDriver::new(&application, config.clone(), environment(), 0) {
+            Ok(thread) => break thread,
+            // A process retries until its topics exist.
+            Err(_) if process_log.broker().lacks_topic() => process_log.connection.yield_now(),
+            Err(error) => return process_log.fail(format!("a process failed to start: {}", service::chain(&error))),
+        }
     };
     loop {
         process_log.connection.yield_now();
@@ -84,8 +88,16 @@ fn run_process<S: Scenario>(program: &S::Program, process_log: &ProcessLog, name
         }
         // Because of clock jumps, an undecided transaction may appear to be undecided forever, and a store may be too
         // old in each recovery. Such a task must retry by itself; if it did not, the run would not end in time.
-        let jumped = |cause: &str| cause.contains("never decided") || cause.contains("in one recovery");
-        let stopped = |cause: &String| cause.contains("stopped") && !jumped(cause);
+        let retried = [
+            "never decided",
+            "in one recovery",
+            // The task retries until its input or changelog can be read.
+            "cannot read",
+            "out of range",
+            "access to topic",
+            "does not exist",
+        ];
+        let stopped = |cause: &String| cause.contains("stopped") && !retried.iter().any(|text| cause.contains(text));
         if let Some(cause) = thread.causes().into_iter().find(stopped) {
             process_log.fail(cause);
         }
@@ -114,6 +126,7 @@ impl<S: Scenario> Simulation<S> {
             rebalance: rate(),
             wipe: rate(),
             forget: rng.pick(&[0.0, 0.0, 0.02, 0.1]),
+            unreadable: rng.pick(&[0.0, 0.01, 0.03]),
         };
         scenario.adjust(&mut faults);
         fault_plan.forget = faults.forget;
@@ -265,6 +278,9 @@ impl<S: Scenario> Simulation<S> {
             self.note("jump");
             self.scheduler.broker().now += self.rng.pick(&[700, 2000, 12_000, 18_000, 26_000, 40_000]);
         }
+        if self.rng.chance(self.faults.unreadable) {
+            self.scheduler.broker().toggle_read_fault(&mut self.rng);
+        }
         if self.rng.chance(self.faults.rebalance) && self.scheduler.broker().group.rebalance() {
             self.note("rebalance");
         }
@@ -392,6 +408,7 @@ impl<S: Scenario> Simulation<S> {
             forget: 0.0,
             crash: 0.0,
         };
+        self.scheduler.broker().end_read_faults();
         for name in self.names.clone() {
             let same = self
                 .processes

@@ -5,6 +5,7 @@
 mod clock;
 mod harness;
 mod rejected;
+mod unreadable;
 
 use crate::{StepDriver, record, written};
 use event_log::{Millis, NewRecord, OffsetSpec, OutBatch, TopicPartition};

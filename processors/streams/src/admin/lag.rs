@@ -13,6 +13,9 @@ use std::time::Duration;
 
 /// Interval between measurements of the lag.
 const EVERY: Duration = Duration::from_secs(2);
+/// A greatest timestamp that is later than now by more than this does not bound the waiting time: a record from the future
+/// would hide the lag until then. A smaller difference is one of clocks.
+const CLOCK_DIFFERENCE_MAX: Millis = 60_000;
 /// Store sizes are measured every third time, because the engine has to inspect its files.
 const STORES_EVERY: u32 = 3;
 
@@ -145,8 +148,8 @@ fn waiting_time(lag: &Lag, now: Duration, date: Millis) -> Option<Duration> {
     }
     let since_caught_up = lag.caught_up.map(|at| now.saturating_sub(at));
     let newest_ms = date.saturating_sub(lag.stream_time);
-    let since_newest =
-        (lag.stream_time > 0).then(|| Duration::from_millis(u64::try_from(newest_ms).unwrap_or_default()));
+    let known = lag.stream_time > 0 && lag.stream_time <= date.saturating_add(CLOCK_DIFFERENCE_MAX);
+    let since_newest = known.then(|| Duration::from_millis(u64::try_from(newest_ms).unwrap_or_default()));
     since_caught_up.into_iter().chain(since_newest).min()
 }
 
@@ -195,7 +198,11 @@ mod tests {
         assert_eq!(waits(1, Some(s(98)), date - 86_400_000), Some(s(2)));
         // An input that is always slightly behind.
         assert_eq!(waits(1, Some(s(10)), date - 500), Some(Duration::from_millis(500)));
-        // A timestamp in the future.
+        // The clock that set the timestamp is slightly ahead.
         assert_eq!(waits(1, None, date + 5), Some(s(0)));
+        // A record dated next year.
+        let next_year = date + 365 * 86_400_000;
+        assert_eq!(waits(1, Some(s(40)), next_year), Some(s(60)));
+        assert_eq!(waits(1, None, next_year), None);
     }
 }

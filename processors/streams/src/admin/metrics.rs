@@ -51,6 +51,7 @@ pub(crate) struct RecoveryMetrics {
     pub restored: Counter,
     pub restored_bytes: Counter,
     pub quarantines: Counter,
+    pub unreadable_inputs: Counter,
     pub standby_records: Counter,
 }
 
@@ -84,6 +85,7 @@ impl Metrics {
                 restored: count("trunkline_streams_restored_records_total"),
                 restored_bytes: count("trunkline_streams_restored_bytes_total"),
                 quarantines: count("trunkline_streams_stores_quarantined_total"),
+                unreadable_inputs: count("trunkline_streams_unreadable_inputs_total"),
                 standby_records: count("trunkline_streams_standby_records_total"),
             },
             application: name,
@@ -94,6 +96,12 @@ impl Metrics {
     pub(crate) fn standbys(&self, tasks: usize) {
         let tasks = u32::try_from(tasks).unwrap_or(u32::MAX);
         gauge!("trunkline_streams_standby_tasks", "application" => self.application.clone()).set(f64::from(tasks));
+    }
+
+    /// Gauge of the stopped tasks of a thread.
+    pub(crate) fn stopped_tasks(&self, thread: &str) -> Gauge {
+        let labels = [("application", self.application.clone()), ("thread", thread.to_owned())];
+        gauge!("trunkline_streams_stopped_tasks", &labels)
     }
 
     /// Gauge of the uncommitted state of a thread, in bytes.
@@ -145,7 +153,7 @@ fn describe() {
 
 type Described = (&'static str, Unit, &'static str);
 
-const COUNTERS: [Described; 14] = [
+const COUNTERS: [Described; 15] = [
     (
         "trunkline_streams_records_in_total",
         Unit::Count,
@@ -198,6 +206,11 @@ const COUNTERS: [Described; 14] = [
         "Stores that could not be used and were quarantined",
     ),
     (
+        "trunkline_streams_unreadable_inputs_total",
+        Unit::Count,
+        "Stops of tasks because an input could not be read",
+    ),
+    (
         "trunkline_streams_dead_letters_total",
         Unit::Count,
         "Dead letters committed",
@@ -210,7 +223,7 @@ const COUNTERS: [Described; 14] = [
     ),
 ];
 
-const GAUGES: [Described; 7] = [
+const GAUGES: [Described; 8] = [
     (
         "trunkline_streams_input_lag_offsets",
         Unit::Count,
@@ -241,6 +254,11 @@ const GAUGES: [Described; 7] = [
         "trunkline_streams_standby_tasks",
         Unit::Count,
         "Standbys of other processes' tasks",
+    ),
+    (
+        "trunkline_streams_stopped_tasks",
+        Unit::Count,
+        "Tasks that are stopped until an operator acts",
     ),
 ];
 
@@ -358,6 +376,7 @@ mod tests {
             };
             metrics.standbys(1);
             metrics.uncommitted_bytes("app-one-0").set(1.0);
+            metrics.stopped_tasks("app-one-0").set(1.0);
             metrics.store(&task, Stats::default());
             metrics.restore_left(&task, 1);
             metrics.lag(&TopicPartition::new("in", 0), 1, Some(Duration::ZERO));

@@ -100,6 +100,53 @@ pub fn skip(log: &dyn EventLog, application: &str, changelog: &TopicPartition) -
     accept(log, application, changelog, &inputs)
 }
 
+/// Moves the position of one input of a task to an offset, so that the task skips records that cannot be read. `topic` may
+/// be omitted if the task has one input. Positions move back only from outside the log. No thread may read the input.
+///
+/// # Errors
+/// As [`positions`] and [`accept`]; the offset is not in the log, or not after the position.
+pub fn skip_to(
+    log: &dyn EventLog,
+    application: &str,
+    changelog: &TopicPartition,
+    topic: Option<&str>,
+    offset: Offset,
+) -> Result<CommitRecord> {
+    let rejected = |reason: String| Error::Application {
+        name: application.to_owned(),
+        reason,
+    };
+    let inputs = positions(log, application, changelog)?.inputs;
+    let named = |input: &&InputPositions| topic.is_none_or(|topic| topic == input.topic);
+    let (input, more) = (inputs.iter().find(named), inputs.iter().filter(named).count() > 1);
+    let Some(input) = input.filter(|_| !more) else {
+        let topics: Vec<&str> = inputs.iter().map(|input| input.topic.as_str()).collect();
+        return Err(rejected(format!(
+            "name one input of the task with --input: {}",
+            topics.join(", ")
+        )));
+    };
+    let at = input.at();
+    let edge = |which| log.offset(&at, which).map_err(|source| log_error(application, source));
+    let (start, end) = (edge(OffsetSpec::Earliest)?, edge(OffsetSpec::LogEnd)?);
+    if !(start..=end).contains(&offset) {
+        return Err(rejected(format!(
+            "offset {offset} of {at} is not in the log, which has offsets {start}..{end}"
+        )));
+    }
+    let position = input.state.or(input.committed);
+    if position.is_some_and(|next| (start..=end).contains(&next) && offset <= next) {
+        return Err(rejected(format!(
+            "the task has already processed {at} up to offset {}; records can only be skipped",
+            position.unwrap_or_default()
+        )));
+    }
+    log.set_committed(application, &[(at, offset)])
+        .map_err(|source| log_error(application, source))?;
+    let inputs: Vec<TopicPartition> = inputs.iter().map(InputPositions::at).collect();
+    accept(log, application, changelog, &inputs)
+}
+
 /// Sets the offsets of a task without state to the first retained records of its inputs, so that it processes them
 /// again. The group must have no active member.
 ///

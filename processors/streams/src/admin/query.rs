@@ -4,7 +4,7 @@
 //! input. Only the process that owns a task can answer; any other process returns the owner.
 
 use crate::admin::members;
-use crate::api::application::instance_of_thread;
+use crate::api::application::instance_of_member;
 use crate::api::context::TaskId;
 use crate::api::error::Error;
 use crate::api::state::keys::{RESERVED, after_prefix};
@@ -307,7 +307,7 @@ fn other_owner(shared: &Shared, sub: &Sub, task: TaskId) -> event_log::Result<Qu
     let owner = group.and_then(|group| {
         let has = |partitions: &[TopicPartition]| input.as_ref().is_some_and(|input| partitions.contains(input));
         let member = group.members.into_iter().find(|member| has(&member.partitions))?;
-        instance_of_thread(&shared.plan.application, &member.instance?).map(str::to_owned)
+        instance_of_member(&shared.plan.application, &member.instance?).map(str::to_owned)
     });
     Ok(match owner {
         None => QueryError::NotReady {

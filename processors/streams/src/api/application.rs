@@ -71,9 +71,9 @@ pub enum ProcessingGuarantee {
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Identifies this process among those of the application. `<application>-<instance>-<thread>` is the transactional id
-    /// and static member name of a thread, so two live processes must not share it.
+    /// of a thread, and its static member name contains it, so two live processes must not share it.
     pub instance: String,
-    /// Number of stream threads; about one per core.
+    /// Number of stream threads; about one per core. At most one per task is started.
     pub threads: usize,
     /// State stores.
     pub stores: StoreConfig,
@@ -180,15 +180,72 @@ impl Config {
         }
     }
 
-    /// Name of a thread: its transactional id and static member name.
+    /// Name of a thread: its transactional id, and part of its static member name.
     pub fn thread_name(&self, application: &str, thread: usize) -> String {
         format!("{application}-{}-{thread}", self.instance)
     }
 }
 
-/// Instance of a thread name; the inverse of [`Config::thread_name`].
-pub(crate) fn instance_of_thread<'n>(application: &str, thread: &'n str) -> Option<&'n str> {
+/// Static member name of a thread. The range assignor assigns partitions in the order of these names, so partition 0 of
+/// every topic goes to the first. The first threads of all processes precede the second ones, so that all processes read a
+/// topic that has fewer partitions than the group has threads. The order of the processes is that of a hash and differs
+/// between applications: otherwise one process would run all applications whose input has a single partition.
+pub(crate) fn member_name(thread: &str) -> String {
+    let (process, index) = thread.rsplit_once('-').unwrap_or((thread, "0"));
+    let hash = process.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    format!("{index:0>4}.{hash:08x}.{thread}")
+}
+
+/// Instance of a static member name; the inverse of [`Config::thread_name`] and [`member_name`].
+pub(crate) fn instance_of_member<'n>(application: &str, member: &'n str) -> Option<&'n str> {
+    let thread = member.splitn(3, '.').nth(2)?;
     let rest = thread.strip_prefix(application)?.strip_prefix('-')?;
     let (instance, number) = rest.rsplit_once('-')?;
     number.parse::<u32>().ok().map(|_| instance)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn member_name_contains_the_instance() {
+        let thread = Config::new("node-1", "").thread_name("shop.sync-views.change.db", 3);
+        let member = member_name(&thread);
+        assert!(member.ends_with(".shop.sync-views.change.db-node-1-3"), "{member}");
+        assert_eq!(instance_of_member("shop.sync-views.change.db", &member), Some("node-1"));
+        assert_eq!(instance_of_member("shop.sync-views.change.d", &member), None);
+    }
+
+    #[test]
+    fn first_threads_of_all_processes_come_first() {
+        let threads = ["a", "b"]
+            .into_iter()
+            .flat_map(|instance| (0..12).map(move |index| (instance, index)));
+        let mut members: Vec<_> = threads
+            .map(|(instance, index)| (member_name(&Config::new(instance, "").thread_name("app", index)), index))
+            .collect();
+        members.sort();
+        let order: Vec<usize> = members.iter().map(|(_, index)| *index).collect();
+        assert!(order.is_sorted(), "{order:?}");
+    }
+
+    #[test]
+    fn first_member_differs_between_applications() {
+        let first = |application: String| {
+            let instances = ["a", "b", "c", "d"].into_iter();
+            let member = |instance| {
+                (
+                    member_name(&Config::new(instance, "").thread_name(&application, 0)),
+                    instance,
+                )
+            };
+            instances.map(member).min().unwrap().1
+        };
+        let first: BTreeSet<_> = (0..20).map(|n| first(format!("shop.sync-views.change.s{n}"))).collect();
+        assert_eq!(first.len(), 4, "20 inputs are read by 4 processes");
+    }
 }

@@ -4,10 +4,11 @@ use crate::api::error::FormatError;
 use crate::api::state::State;
 use crate::plan::Sub;
 use crate::shared::Shared;
-use crate::task::checkpoint::{self, CheckpointError, StoreContent};
+use crate::task::checkpoint::{self, CheckpointError, Origin, StoreContent};
 use crate::task::task_store::TaskStore;
 use event_log::{Millis, Offset, OffsetSpec, TopicPartition};
 use service::chain;
+use state_store::Batch;
 
 /// Why the store of a task was not opened.
 pub(crate) enum OpenError {
@@ -65,6 +66,21 @@ pub(crate) fn full_restore_start(
         )
     };
     Ok(if start == 0 { Ok(start) } else { Err(reason()) })
+}
+
+/// Writes the first checkpoint of a full restore, durably. Restored rows are written before the checkpoint that includes
+/// them. Without this first checkpoint, a store whose restore is interrupted would have rows but no checkpoint (C10, C11).
+pub(crate) fn begin_full_restore(
+    store: &mut TaskStore,
+    origin: &Origin,
+    start: Offset,
+    as_of: Millis,
+) -> state_store::Result<()> {
+    let mut batch = Batch::default();
+    checkpoint::put_checkpoint(&mut batch, &origin.checkpoint(start, as_of));
+    (store.as_of, store.next) = (as_of, Some(start));
+    store.disk().commit(batch)?;
+    store.disk().persist()
 }
 
 /// Why a store may have missed tombstones (C10); `None` if it cannot have missed any.

@@ -1,7 +1,12 @@
 //! Texts for readiness and logs, each with the command with which an operator can resolve the cause of a stopped task.
 
 use crate::plan::Sub;
-use event_log::TopicPartition;
+use event_log::{Error, TopicPartition};
+
+/// An input was deleted and created again.
+pub(crate) fn recreated_input(topic: &str) -> String {
+    format!("topic {topic} was deleted and created again; restart the process to read the new topic")
+}
 
 /// The target of an operator command: application and task.
 pub(crate) struct CommandTarget<'t> {
@@ -39,13 +44,26 @@ impl CommandTarget<'_> {
         )
     }
 
-    /// The inputs no longer contain the record at the task's position.
-    pub(crate) fn skip_deleted_records(&self) -> String {
+    /// An input cannot be read. `None` if the error itself states what to do, after which the task retries.
+    pub(crate) fn resolve_unreadable_input(&self, error: &Error) -> Option<String> {
         let task = self.task();
-        format!(
-            "records that were not processed have been deleted, by retention or by hand; to continue without them: \
-             `trunkline offsets skip {task}`"
-        )
+        match error {
+            Error::OutOfRange { at, offset, end, .. } if offset > end => Some(format!(
+                "the topic was deleted and created again, or lost records; to continue at its end: \
+                 `trunkline offsets skip {task} --input {} --to {end}`",
+                at.topic
+            )),
+            Error::OutOfRange { .. } => Some(format!(
+                "records that were not processed have been deleted, by retention or by hand; to continue without them: \
+                 `trunkline offsets skip {task}`"
+            )),
+            Error::Unreadable { at, cause, .. } if matches!(**cause, Error::Corrupt { .. }) => Some(format!(
+                "to continue without the damaged records, at the first offset after them: \
+                 `trunkline offsets skip {task} --input {} --to OFFSET`",
+                at.topic
+            )),
+            _ => None,
+        }
     }
 
     fn task(&self) -> String {

@@ -142,18 +142,24 @@ impl Restorer {
             kind,
             reason: reason.clone(),
         };
-        if let event_log::Error::OutOfRange { at, .. } = error
-            && let Some(task) = tasks.iter().find(|task| task.changelog == *at)
-        {
-            vec![obstacle(task, ObstacleKind::OutOfRange)]
+        let restoring = || tasks.iter().filter(|task| RestoreRange::of(task).is_some());
+        let kind = match error {
+            event_log::Error::OutOfRange { .. } => ObstacleKind::OutOfRange,
+            _ => ObstacleKind::Stop,
+        };
+        // One changelog that cannot be read does not affect the others.
+        let affected = |task: &&Task| error.scope().is_some_and(|scope| scope.contains(&task.changelog));
+        let obstacles: Vec<_> = restoring().filter(affected).map(|task| obstacle(task, kind)).collect();
+        if !obstacles.is_empty() {
+            obstacles
         } else if error.action() == ErrorAction::Retry {
             tracing::warn!(reason, "restore delayed");
             self.not_before = shared.clock.elapsed() + BACKOFF;
             self.reader = None;
             Vec::new()
         } else {
-            let restoring = tasks.iter().filter(|task| RestoreRange::of(task).is_some());
-            restoring.map(|task| obstacle(task, ObstacleKind::Stop)).collect()
+            self.reader = None;
+            restoring().map(|task| obstacle(task, ObstacleKind::Stop)).collect()
         }
     }
 

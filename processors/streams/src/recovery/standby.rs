@@ -7,10 +7,10 @@
 
 mod placement;
 
-use crate::api::application::instance_of_thread;
+use crate::api::application::instance_of_member;
 use crate::api::context::TaskId;
 use crate::plan::Sub;
-use crate::recovery::open::{OpenError, full_restore_start, missed_tombstones, open_store};
+use crate::recovery::open::{OpenError, begin_full_restore, full_restore_start, missed_tombstones, open_store};
 use crate::shared::Shared;
 use crate::task::changelog::read_record;
 use crate::task::checkpoint::{self, STATE};
@@ -30,6 +30,8 @@ const PLACEMENT_EVERY: Duration = Duration::from_secs(3);
 const READ_BYTES: usize = 1 << 20;
 /// Pause after a failure.
 const BACKOFF: Duration = Duration::from_secs(1);
+/// Interval at which a stopped standby is started again.
+const STOPPED_RETRY: Duration = Duration::from_secs(60);
 
 /// The standbys of one application in this process.
 pub(crate) struct Standbys {
@@ -40,8 +42,8 @@ pub(crate) struct Standbys {
     records: RecordBatch,
     placed: Option<Duration>,
     not_before: Duration,
-    /// Tasks whose store or changelog has a problem that an operator must resolve; not retried.
-    failed: BTreeSet<TaskId>,
+    /// Tasks whose store or changelog has a problem, and when their standby is started again, on the monotonic clock.
+    stopped: BTreeMap<TaskId, Duration>,
 }
 
 /// A changelog partition and the task of its standby.
@@ -67,7 +69,7 @@ impl Standbys {
             records: RecordBatch::default(),
             placed: None,
             not_before: Duration::ZERO,
-            failed: BTreeSet::new(),
+            stopped: BTreeMap::new(),
         }
     }
 
@@ -112,11 +114,16 @@ impl Standbys {
         }
         let wanted = wanted(&shared, &group);
         shared.standbys().retain(|task, _| wanted.contains(task));
+        let now = shared.clock.elapsed();
+        self.stopped.retain(|_, retry_at| now < *retry_at);
         for task in wanted {
             let known = shared.standbys().contains_key(&task) || shared.serving().contains_key(&task);
             let sub = shared.plan.subs.iter().find(|sub| sub.name == task.subtopology);
-            if let Some(sub) = sub.filter(|_| !known && !self.failed.contains(&task)) {
-                self.open(sub, task)?;
+            if let Some(sub) = sub.filter(|_| !known && !self.stopped.contains_key(&task)) {
+                match self.open(sub, task.clone()) {
+                    Err(error) if error.scope().is_some() => self.stop(task, &chain(&error)),
+                    opened => opened?,
+                }
             }
         }
         let standbys = shared.standbys();
@@ -136,14 +143,15 @@ impl Standbys {
             Ok(mut store) => {
                 if store.next.is_none() {
                     // A full restore reads every tombstone that exists when the restore starts.
-                    store.as_of = shared.clock.now();
-                    let changelog = TopicPartition::new(sub.changelog.clone(), task.partition);
-                    match full_restore_start(shared, &changelog)? {
-                        Ok(start) => store.next = Some(start),
-                        Err(reason) => {
-                            self.give_up(task, &reason);
-                            return Ok(());
-                        }
+                    let as_of = shared.clock.now();
+                    let origin = sub.origin(task.partition);
+                    let start = full_restore_start(shared, &origin.changelog)?;
+                    let begun = start.and_then(|start| {
+                        begin_full_restore(&mut store, &origin, start, as_of).map_err(|error| chain(&error))
+                    });
+                    if let Err(reason) = begun {
+                        self.stop(task, &reason);
+                        return Ok(());
                     }
                 }
                 tracing::info!(application = %shared.plan.application, %task, next_offset = store.next, "standby started");
@@ -152,7 +160,7 @@ impl Standbys {
             // A stream thread of this process has just closed the store, or is about to open it.
             Err(OpenError::Locked(_)) => {}
             Err(OpenError::Unusable(reason)) => self.quarantine(sub, task, &reason),
-            Err(OpenError::Stop(reason)) => self.give_up(task, &reason),
+            Err(OpenError::Stop(reason)) => self.stop(task, &reason),
         }
         Ok(())
     }
@@ -164,14 +172,17 @@ impl Standbys {
                 tracing::warn!(%task, reason, path, "standby store quarantined; restoring in full from the changelog");
                 self.shared.metrics.recovery.quarantines.increment(1);
             }
-            Err(error) => self.give_up(task, &chain(&error)),
+            // A query still reads a snapshot of the store.
+            Err(state_store::Error::Locked { .. }) => {}
+            Err(error) => self.stop(task, &chain(&error)),
         }
     }
 
-    fn give_up(&mut self, task: TaskId, reason: &str) {
+    /// Stops the standby of one task for a while.
+    fn stop(&mut self, task: TaskId, reason: &str) {
         tracing::warn!(%task, reason, "standby stopped");
         self.shared.standbys().remove(&task);
-        self.failed.insert(task);
+        self.stopped.insert(task, self.shared.clock.elapsed() + STOPPED_RETRY);
     }
 
     /// Fills the batch and returns whether there is any standby.
@@ -247,7 +258,7 @@ impl Standbys {
             self.assigned.clear();
         }
         for (task, reason) in failed {
-            self.give_up(task, &reason);
+            self.stop(task, &reason);
         }
     }
 
@@ -298,19 +309,28 @@ impl Standbys {
         self.assigned.clear();
         self.not_before = self.shared.clock.elapsed() + BACKOFF;
         let shared = self.shared.clone();
-        if let event_log::Error::OutOfRange { at, .. } = error {
-            let gone = shared.plan.subs.iter().find(|sub| sub.changelog == at.topic);
-            if let Some(sub) = gone {
-                let task = TaskId {
-                    subtopology: sub.name.clone(),
-                    partition: at.partition,
+        let affected: Vec<TaskId> = match error.scope() {
+            Some(scope) => {
+                let affected = |task: &&TaskId| {
+                    let sub = shared.plan.subs.iter().find(|sub| sub.name == task.subtopology);
+                    sub.is_some_and(|sub| scope.contains(&sub.origin(task.partition).changelog))
                 };
-                if shared.standbys().remove(&task).is_some() {
-                    self.quarantine(sub, task, &chain(error));
-                }
+                shared.standbys().keys().filter(affected).cloned().collect()
             }
-        } else if error.action() != ErrorAction::Retry {
+            None => Vec::new(),
+        };
+        if affected.is_empty() && error.action() != ErrorAction::Retry {
             tracing::warn!(application = %shared.plan.application, reason = chain(error), "cannot update standbys");
+            self.reader = None;
+        }
+        // One changelog that cannot be read does not affect the others.
+        for task in affected {
+            let sub = shared.plan.subs.iter().find(|sub| sub.name == task.subtopology);
+            shared.standbys().remove(&task);
+            match (error, sub) {
+                (event_log::Error::OutOfRange { .. }, Some(sub)) => self.quarantine(sub, task, &chain(error)),
+                _ => self.stop(task, &chain(error)),
+            }
         }
     }
 }
@@ -319,7 +339,7 @@ impl Standbys {
 fn wanted(shared: &Shared, group: &GroupInfo) -> BTreeSet<TaskId> {
     let mut processes = placement::Processes::new();
     for thread in group.members.iter().filter_map(|member| member.instance.as_deref()) {
-        if let Some(process) = instance_of_thread(&shared.plan.application, thread) {
+        if let Some(process) = instance_of_member(&shared.plan.application, thread) {
             processes.entry(process.to_owned()).or_default().push(thread.to_owned());
         }
     }

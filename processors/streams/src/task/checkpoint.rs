@@ -7,7 +7,8 @@ use crate::api::error::FormatError;
 use crate::task::commit_record::CommitRecord;
 use event_log::{Millis, Offset, TopicId, TopicPartition};
 use serde::{Deserialize, Serialize};
-use state_store::{Batch, Space, Store};
+use state_store::{Batch, Direction, KeyRange, Space, Store};
+use std::ops::ControlFlow;
 
 /// Keyspace of the runtime's rows.
 pub const META: Space = Space(0);
@@ -92,6 +93,10 @@ pub enum StoreContent {
 /// Why the checkpoint of a store cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
+    /// The store has rows but no checkpoint. They may be old: a crash of the machine can remove the checkpoint and keep
+    /// rows that were written in bulk.
+    #[error("the store has rows but no checkpoint")]
+    Missing,
     /// The store failed.
     #[error("cannot read store")]
     Store(#[from] state_store::Error),
@@ -103,10 +108,10 @@ pub enum CheckpointError {
 /// Reads the checkpoint and commit record of a store.
 ///
 /// # Errors
-/// [`FormatError::Newer`] if a newer program wrote the store; other format errors if the store is corrupt.
+/// [`FormatError::Newer`] if a newer program wrote the store; other errors if the store cannot be used.
 pub fn read(store: &dyn Store) -> Result<StoreContent, CheckpointError> {
     let Some(format) = store.get(META, FORMAT_KEY)? else {
-        return Ok(StoreContent::Empty);
+        return without_checkpoint(store);
     };
     match format.first() {
         Some(&STORE_FORMAT) => {}
@@ -118,7 +123,7 @@ pub fn read(store: &dyn Store) -> Result<StoreContent, CheckpointError> {
         None => Err(FormatError::Empty { what: "store" })?,
     }
     let Some(checkpoint) = store.get(META, CHECKPOINT_KEY)? else {
-        return Ok(StoreContent::Empty);
+        return without_checkpoint(store);
     };
     let checkpoint = match checkpoint.split_first() {
         Some((&STORE_FORMAT, body)) => {
@@ -136,6 +141,18 @@ pub fn read(store: &dyn Store) -> Result<StoreContent, CheckpointError> {
         .map(|value| CommitRecord::read(&value))
         .transpose()?;
     Ok(StoreContent::UpTo(checkpoint, commit_record))
+}
+
+fn without_checkpoint(store: &dyn Store) -> Result<StoreContent, CheckpointError> {
+    let mut has_rows = false;
+    store.scan(STATE, KeyRange::ALL, Direction::Forward, &mut |_, _| {
+        has_rows = true;
+        ControlFlow::Break(())
+    })?;
+    if has_rows {
+        return Err(CheckpointError::Missing);
+    }
+    Ok(StoreContent::Empty)
 }
 
 /// Adds a checkpoint to a batch.
@@ -200,6 +217,15 @@ mod tests {
         assert!(of(&|o| o.log = "two".to_owned()).unwrap().contains("epoch two"));
         assert!(of(&|o| o.changelog.partition = 4).unwrap().contains("rows/4"));
         assert!(of(&|o| o.topic_id = TopicId("00000000-0000-4000-8000-000000000002".parse().unwrap())).is_some());
+    }
+
+    #[test]
+    fn rows_without_checkpoint_are_not_an_empty_store() {
+        let store = state_store::MemoryStore::new(SPACES.len());
+        let mut batch = Batch::default();
+        batch.put(STATE, b"row".to_vec(), b"old".to_vec());
+        store.commit(batch).unwrap();
+        assert!(matches!(read(&store), Err(CheckpointError::Missing)));
     }
 
     #[test]

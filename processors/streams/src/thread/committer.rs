@@ -280,10 +280,12 @@ fn send_failed(task: &TaskId, error: &event_log::Error) -> Abort {
             reason,
         },
         event_log::Error::Fenced { .. } => Abort::Fenced(reason),
-        // Only this task waits until an operator has created the topic.
-        event_log::Error::UnknownTopic { .. } | event_log::Error::InvalidTopic { .. } => Abort::TaskFailed {
+        // Only this task waits until an operator has created the topic or granted access to it.
+        event_log::Error::UnknownTopic { .. }
+        | event_log::Error::InvalidTopic { .. }
+        | event_log::Error::AccessDenied { .. } => Abort::TaskFailed {
             task: task.clone(),
-            reason: format!("output topic does not exist: {reason}"),
+            reason: format!("cannot write to output topic: {reason}"),
             retry: true,
         },
         _ => Abort::Failed(reason),

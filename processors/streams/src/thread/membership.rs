@@ -5,12 +5,15 @@
 //! partitions cannot commit for them (C6). The metadata is fetched again after each assignment event.
 
 use super::abort::Abort;
+use crate::admin::status::Cause;
+use crate::api::application::member_name;
 use crate::api::error::{Error, Result};
 use crate::shared::Shared;
 use event_log::{
     ErrorAction, Event, GroupConfig, GroupConsumer, GroupMetadata, GroupProtocol, Offset, RecordBatch, TopicPartition,
 };
 use service::chain;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +22,8 @@ use std::time::Duration;
 const FENCE_WAIT: Duration = Duration::from_secs(6);
 /// Pause after the log was unavailable.
 const BACKOFF: Duration = Duration::from_millis(200);
+/// Pause after an error that an operator must resolve, such as a missing permission.
+const OPERATOR_BACKOFF: Duration = Duration::from_secs(10);
 
 /// Fencing whose cause is not known yet.
 struct Fence {
@@ -29,7 +34,7 @@ struct Fence {
 /// The membership of a thread in its consumer group.
 pub(super) struct Membership {
     shared: Arc<Shared>,
-    /// Static member name.
+    /// Name of the thread.
     name: String,
     consumer: Option<Box<dyn GroupConsumer>>,
     metadata: Option<GroupMetadata>,
@@ -38,7 +43,16 @@ pub(super) struct Membership {
     polled: Duration,
     /// No request is sent before this time, because the log was unavailable.
     not_before: Duration,
-    unavailable: Option<String>,
+    unavailable: Option<Cause>,
+    /// Subscribed topics that cannot be read.
+    topic_issues: BTreeMap<String, TopicIssue>,
+}
+
+/// Why a subscribed topic cannot be read. If the group no longer assigns its partitions, no task reports it.
+struct TopicIssue {
+    reason: String,
+    /// When the topic is looked up again, on the monotonic clock.
+    check_at: Duration,
 }
 
 impl Membership {
@@ -52,6 +66,7 @@ impl Membership {
             polled: Duration::ZERO,
             not_before: Duration::ZERO,
             unavailable: None,
+            topic_issues: BTreeMap::new(),
         }
     }
 
@@ -95,8 +110,32 @@ impl Membership {
     }
 
     /// Why the log is unavailable.
-    pub(super) fn unavailable(&self) -> Option<&String> {
+    pub(super) fn unavailable(&self) -> Option<&Cause> {
         self.unavailable.as_ref()
+    }
+
+    /// Records that a subscribed topic cannot be read.
+    pub(super) fn note_topic(&mut self, topic: &str, reason: String) {
+        let check_at = self.shared.clock.elapsed() + OPERATOR_BACKOFF;
+        self.topic_issues
+            .insert(topic.to_owned(), TopicIssue { reason, check_at });
+    }
+
+    /// Why a subscribed topic cannot be read.
+    pub(super) fn topic_issue(&self) -> Option<&str> {
+        self.topic_issues.values().next().map(|issue| issue.reason.as_str())
+    }
+
+    /// Looks up topics that could not be read, if that is due.
+    pub(super) fn check_topics(&mut self, now: Duration) {
+        let log = &self.shared.log;
+        self.topic_issues.retain(|topic, issue| {
+            if now < issue.check_at {
+                return true;
+            }
+            issue.check_at = now + OPERATOR_BACKOFF;
+            !matches!(log.describe(topic), Ok(Some(_)))
+        });
     }
 
     /// Records fencing that no transaction timeout explains.
@@ -122,7 +161,7 @@ impl Membership {
     pub(super) fn join(&mut self) -> Result<bool> {
         let config = GroupConfig {
             group: self.shared.plan.application.to_string(),
-            instance: Some(self.name.clone()),
+            instance: Some(member_name(&self.name)),
             topics: self.shared.plan.topics(),
             session_timeout: self.shared.config.group.session_timeout,
             protocol: self.shared.config.group.protocol,
@@ -147,6 +186,12 @@ impl Membership {
             self.metadata = self.available(metadata)?;
         }
         Ok(())
+    }
+
+    /// Drops the consumer, so that the thread joins with another one.
+    pub(super) fn abandon(&mut self) {
+        self.consumer = None;
+        self.metadata = None;
     }
 
     /// Discards the group metadata, because the partitions belong to another member.
@@ -198,7 +243,10 @@ impl Membership {
         })
     }
 
-    /// Handles the result of a request: `None` if the log is unavailable, so that the thread pauses before its next request.
+    /// Handles the result of a request: `None` if it must be repeated, so that the thread pauses before its next request.
+    ///
+    /// # Errors
+    /// Fencing, and a failure of the embedded log's storage, after which only a restart helps.
     pub(super) fn available<T>(&mut self, result: event_log::Result<T>) -> Result<Option<T>> {
         match result {
             Ok(value) => {
@@ -206,22 +254,33 @@ impl Membership {
                 Ok(Some(value))
             }
             Err(error) if error.action() == ErrorAction::Retry => {
-                let reason = chain(&error);
-                if self.unavailable.is_none() {
-                    tracing::warn!(thread = self.name, reason, "log unavailable, retrying");
-                }
-                self.unavailable = Some(reason);
-                self.not_before = self.shared.clock.elapsed() + BACKOFF;
+                self.pause(Cause::unavailable(chain(&error)), BACKOFF);
                 Ok(None)
             }
             Err(error @ event_log::Error::Fenced { .. }) => Err(Error::Fenced {
                 who: self.name.clone(),
                 reason: chain(&error),
             }),
-            Err(source) => Err(Error::EventLog {
+            Err(source @ event_log::Error::Storage { .. }) => Err(Error::EventLog {
                 who: self.name.clone(),
                 source,
             }),
+            Err(error) => {
+                self.pause(Cause::operator(chain(&error)), OPERATOR_BACKOFF);
+                Ok(None)
+            }
         }
+    }
+
+    fn pause(&mut self, cause: Cause, backoff: Duration) {
+        if self.unavailable.as_ref() != Some(&cause) {
+            tracing::warn!(
+                thread = self.name,
+                reason = cause.text,
+                "request to the log failed, retrying"
+            );
+        }
+        self.unavailable = Some(cause);
+        self.not_before = self.shared.clock.elapsed() + backoff;
     }
 }

@@ -5,6 +5,7 @@
 //! could otherwise commit the next transaction of the same producer epoch. `init_transactions` increases the epoch, and
 //! commits or aborts the old transaction. A commit is never attempted twice.
 
+use crate::admin::status::Cause;
 use crate::api::application::ProcessingGuarantee;
 use crate::api::error::{Error, Result};
 use crate::shared::Shared;
@@ -41,7 +42,7 @@ pub(super) struct ThreadProducer {
     backoff: Backoff,
     not_before: Duration,
     /// Why the producer is not ready.
-    waits_for: Option<String>,
+    waits_for: Option<Cause>,
     /// Bytes sent in the current or last transaction.
     bytes: usize,
 }
@@ -71,7 +72,7 @@ impl ThreadProducer {
     }
 
     /// Why the producer is not ready.
-    pub(super) fn waits_for(&self) -> Option<&String> {
+    pub(super) fn waits_for(&self) -> Option<&Cause> {
         self.waits_for.as_ref()
     }
 
@@ -86,7 +87,7 @@ impl ThreadProducer {
     /// Creates or replaces the producer if necessary and returns whether it is ready; if not, the caller retries later.
     ///
     /// # Errors
-    /// Fencing, and any failure that a retry cannot resolve.
+    /// Fencing, and a failure of the embedded log's storage, after which only a restart helps.
     pub(super) fn ensure_ready(&mut self, shared: &Shared) -> Result<bool> {
         if self.is_ready() {
             return Ok(true);
@@ -101,21 +102,27 @@ impl ThreadProducer {
                 self.waits_for = None;
                 Ok(true)
             }
-            Err(error) if error.action() == ErrorAction::Retry => {
-                self.back_off(shared.clock.elapsed());
-                let reason = chain(&error);
-                tracing::warn!(thread = self.name, reason, "producer not ready, retrying");
-                self.waits_for = Some(reason);
-                Ok(false)
-            }
             Err(error @ event_log::Error::Fenced { .. }) => Err(Error::Fenced {
                 who: self.name.clone(),
                 reason: chain(&error),
             }),
-            Err(source) => Err(Error::EventLog {
+            Err(source @ event_log::Error::Storage { .. }) => Err(Error::EventLog {
                 who: self.name.clone(),
                 source,
             }),
+            Err(error) => {
+                self.back_off(shared.clock.elapsed());
+                let reason = chain(&error);
+                tracing::warn!(thread = self.name, reason, "producer not ready, retrying");
+                self.waits_for = Some(if error.action() == ErrorAction::Retry {
+                    Cause::unavailable(reason)
+                } else {
+                    // The client may be unusable after such an error.
+                    self.transactional = None;
+                    Cause::operator(reason)
+                });
+                Ok(false)
+            }
         }
     }
 

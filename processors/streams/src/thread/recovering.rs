@@ -8,7 +8,7 @@ use crate::recovery::progress::{Next, StartPlan};
 use crate::recovery::restore::{ObstacleKind, RESTORE_WAIT};
 use crate::recovery::{self, CommandTarget};
 use crate::task::{Phase, Task};
-use event_log::Offset;
+use event_log::{ErrorAction, ErrorScope, Offset};
 use failpoint::hit;
 use service::chain;
 use std::time::Duration;
@@ -95,9 +95,18 @@ impl StreamThread {
         let positions: event_log::Result<Vec<Offset>> = starts
             .map(|(input, start)| recovery::start_offset(first_start, input, *start, &self.shared))
             .collect();
-        let Some(positions) = self.membership.available(positions)? else {
+        let positions = match positions {
+            Err(error) if error.action() != ErrorAction::Retry => {
+                let id = task.id.clone();
+                self.stop_task(&id, chain(&error), true);
+                return Ok(());
+            }
+            positions => self.membership.available(positions)?,
+        };
+        let Some(positions) = positions else {
             return Ok(());
         };
+        let task = self.tasks.at(index);
         if let Err(error) = task.start_at(&positions, plan.commit_first, restored) {
             let id = task.id.clone();
             self.stop_task(&id, chain(&error), true);
@@ -125,32 +134,50 @@ impl StreamThread {
         let consumer = consumer.expect("tasks exist only while the thread is in the group");
         match self.tasks.at(index).start_reading(consumer) {
             Ok(()) => Ok(()),
-            Err(error @ event_log::Error::OutOfRange { .. }) => self.out_of_range(&error),
-            Err(error) => {
+            Err(error) if error.scope().is_some() => self.input_failed(&error),
+            Err(error) if error.action() == ErrorAction::Retry => {
                 self.membership.available(Err::<(), _>(error))?;
+                Ok(())
+            }
+            Err(error @ event_log::Error::Fenced { .. }) => self.poll_failed(error),
+            Err(error) => {
+                let id = self.tasks.at(index).id.clone();
+                self.stop_task(&id, chain(&error), true);
                 Ok(())
             }
         }
     }
 
-    /// Stops a task whose input no longer contains the record at the task's position. Before that, commits what all
-    /// tasks have done.
-    pub(super) fn out_of_range(&mut self, error: &event_log::Error) -> Result<(), Interrupt> {
-        let event_log::Error::OutOfRange { at, .. } = error else {
-            unreachable!("only called for positions out of range");
-        };
-        self.commit(None)?;
-        let Some(task) = self.tasks.iter().find(|task| task.reads_any(std::slice::from_ref(at))) else {
-            return Ok(());
-        };
-        let target = CommandTarget {
-            sub: &task.sub,
-            partition: task.id.partition,
-            inputs: &[],
-        };
-        let reason = format!("{}: {}", chain(error), target.skip_deleted_records());
-        let id = task.id.clone();
-        self.stop_task(&id, reason, true);
+    /// Stops the tasks with an input that cannot be read. Before that, commits what all tasks have done.
+    pub(super) fn input_failed(&mut self, error: &event_log::Error) -> Result<(), Interrupt> {
+        let Some(scope) = error.scope() else { return Ok(()) };
+        self.try_commit()?;
+        if let ErrorScope::Topic(topic) = scope {
+            self.membership.note_topic(topic, chain(error));
+        }
+        let affected = |task: &&Task| !task.is_stopped() && task.inputs.iter().any(|input| scope.contains(&input.at));
+        let stops: Vec<(TaskId, String)> = self
+            .tasks
+            .iter()
+            .filter(affected)
+            .map(|task| {
+                let target = CommandTarget {
+                    sub: &task.sub,
+                    partition: task.id.partition,
+                    inputs: &[],
+                };
+                let fix = target.resolve_unreadable_input(error);
+                let fix = fix.map(|fix| format!("; {fix}")).unwrap_or_default();
+                (task.id.clone(), format!("{}{fix}", chain(error)))
+            })
+            .collect();
+        let retry_at = self.shared.clock.elapsed() + STOPPED_RETRY;
+        for (id, reason) in stops {
+            self.shared.metrics.recovery.unreadable_inputs.increment(1);
+            let task = self.tasks.find(&id).expect("the ids are those of tasks");
+            task.stop_reading(reason, retry_at);
+            self.pause_stopped(&id);
+        }
         Ok(())
     }
 
@@ -159,7 +186,13 @@ impl StreamThread {
         let retry_at = retry.then(|| self.shared.clock.elapsed() + STOPPED_RETRY);
         let task = self.tasks.find(id).expect("only tasks of this thread are stopped");
         task.stop(reason, retry_at);
+        self.pause_stopped(id);
+    }
+
+    /// Pauses the inputs of a stopped task.
+    fn pause_stopped(&mut self, id: &TaskId) {
         self.published = None;
+        let Some(task) = self.tasks.find(id) else { return };
         let partitions = task.partitions();
         if let Some(consumer) = self.membership.consumer() {
             task.pause_reading(consumer, &partitions);

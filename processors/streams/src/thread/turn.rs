@@ -13,7 +13,7 @@ use crate::api::error::Result;
 use crate::recovery::restore::{RESTORE_WAIT, Restorer};
 use crate::shared::Shared;
 use crate::task::Task;
-use event_log::{Event, RecordBatch, TopicPartition};
+use event_log::{ErrorAction, Event, RecordBatch, TopicPartition};
 use failpoint::hit;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +41,7 @@ pub(crate) struct StreamThread {
     /// When the status was last published; `None` if it has changed since then.
     pub(super) published: Option<Duration>,
     uncommitted_bytes: ::metrics::Gauge,
+    stopped_tasks: ::metrics::Gauge,
 }
 
 /// A task to stop after a rollback.
@@ -62,6 +63,7 @@ impl StreamThread {
             drained: true,
             published: None,
             uncommitted_bytes: shared.metrics.uncommitted_bytes(&name),
+            stopped_tasks: shared.metrics.stopped_tasks(&name),
             name,
             shared,
         }
@@ -98,6 +100,7 @@ impl StreamThread {
             let until = self.membership.not_before().max(self.committer.producer.not_before());
             return Ok(max_wait.min(until.saturating_sub(now)));
         }
+        self.membership.check_topics(now);
         self.wake_tasks()?;
         // No task recovers before the producer is ready, because `init_transactions` commits or aborts the transaction
         // of the previous producer (C5).
@@ -203,12 +206,22 @@ impl StreamThread {
                 self.lost(&partitions);
                 Ok(())
             }
-            Err(error @ event_log::Error::OutOfRange { .. }) => self.out_of_range(&error),
-            Err(error) => {
-                self.membership.available(Err::<(), _>(error))?;
-                Ok(())
-            }
+            Err(error) if error.scope().is_some() => self.input_failed(&error),
+            Err(error) => self.poll_failed(error),
         }
+    }
+
+    /// Handles an error of the group or of the whole log. Unless a retry resolves it, the thread joins the group again
+    /// with another client, and its tasks recover.
+    pub(super) fn poll_failed(&mut self, error: event_log::Error) -> Result<(), Interrupt> {
+        let joins_again = error.action() != ErrorAction::Retry;
+        self.membership.available(Err::<(), _>(error))?;
+        if joins_again {
+            let partitions: Vec<_> = self.tasks.iter().flat_map(Task::partitions).collect();
+            self.lost(&partitions);
+            self.membership.abandon();
+        }
+        Ok(())
     }
 
     /// Records for the lag that all inputs have been read completely.
@@ -269,7 +282,7 @@ impl StreamThread {
     }
 
     /// Commits if possible. An abort is handled here, because the caller continues in either case.
-    fn try_commit(&mut self) -> Result<()> {
+    pub(super) fn try_commit(&mut self) -> Result<()> {
         if !self.committer.producer.is_ready() || self.membership.is_fenced() {
             return Ok(());
         }
@@ -354,14 +367,17 @@ impl StreamThread {
             return Some(Cause::transient(text));
         }
         let waits_for = self.committer.producer.waits_for();
-        if let Some(reason) = waits_for.or(self.membership.unavailable()) {
-            return Some(Cause::unavailable(reason.clone()));
+        if let Some(cause) = waits_for.or(self.membership.unavailable()) {
+            return Some(cause.clone());
         }
         if let Some(reason) = self.committer.failure() {
             return Some(Cause::unavailable(format!("transactions are not committed: {reason}")));
         }
         if !self.membership.is_member() {
             return Some(Cause::transient("waiting for an assignment"));
+        }
+        if let Some(reason) = self.membership.topic_issue() {
+            return Some(Cause::operator(reason));
         }
         // If no member reads a topic, no task can report it.
         let unassigned = self.membership.unassigned_topics();
@@ -379,6 +395,8 @@ impl StreamThread {
         }
         self.published = Some(now);
         self.uncommitted_bytes.set(metrics::size(self.tasks.state_bytes()));
+        let stopped = self.tasks.iter().filter(|task| task.is_stopped()).count();
+        self.stopped_tasks.set(metrics::size(stopped));
         self.shared.status.set(&self.name, self.cause());
         for task in self.tasks.iter() {
             self.shared.status.set(&self.shared.status_name(&task.id), task.cause());

@@ -90,6 +90,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The error of a read. A damaged block of a file affects only the partitions of its rows.
+fn read_failed(attempted: &'static str) -> impl FnOnce(fjall::Error) -> Error {
+    move |source| match source {
+        fjall::Error::Storage(
+            LsmError::ChecksumMismatch { .. }
+            | LsmError::Decompress(_)
+            | LsmError::InvalidTag(_)
+            | LsmError::InvalidTrailer
+            | LsmError::InvalidHeader(_),
+        ) => Error::Corrupt {
+            place: "a file of the store".to_owned(),
+            reason: format!("{source}; restore the log's directory from a backup"),
+        },
+        source => failed(attempted)(source),
+    }
+}
+
 fn failed(attempted: &'static str) -> impl FnOnce(fjall::Error) -> Error {
     move |source| Error::Storage {
         attempted,
@@ -543,7 +560,7 @@ impl Backing for DiskBacking {
         // Without a snapshot, fjall's iterator sees the items of a concurrent batch one by one as they reach the
         // memtable. It would miss blocks that are merged into a block that it has already passed.
         for guard in engine.db.snapshot().range(engine.space(space), from..to) {
-            let (key, value) = guard.into_inner().map_err(failed("read a range"))?;
+            let (key, value) = guard.into_inner().map_err(read_failed("read a range"))?;
             if visit(&key, Bytes::from(value)).is_break() {
                 break;
             }
@@ -556,7 +573,9 @@ impl Backing for DiskBacking {
         let Some(guard) = engine.db.snapshot().range(engine.space(space), from..=to).next_back() else {
             return Ok(None);
         };
-        let (key, value) = guard.into_inner().map_err(failed("read the last key of a range"))?;
+        let (key, value) = guard
+            .into_inner()
+            .map_err(read_failed("read the last key of a range"))?;
         Ok(Some((key.to_vec(), Bytes::from(value))))
     }
 

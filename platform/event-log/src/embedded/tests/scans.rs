@@ -6,7 +6,7 @@
 use super::merge::line;
 use super::model::Random;
 use super::*;
-use crate::TimestampPolicy;
+use crate::{ErrorScope, Event, GroupConfig, GroupConsumer, GroupProtocol, TimestampPolicy};
 use std::ops::ControlFlow;
 
 /// Returns the keys with the beginning of their values.
@@ -168,8 +168,17 @@ fn missing_block_is_an_error_after_the_records_before_it() {
     let mut batch = RecordBatch::default();
     assert_eq!(reader.poll(&mut batch, 1 << 20, Duration::ZERO).expect("poll"), 1);
     let error = reader.poll(&mut batch, 1 << 20, Duration::ZERO).expect_err("missing");
-    let Error::Corrupt { place, reason } = error else {
+    let Error::Unreadable {
+        at: named,
+        offset,
+        cause,
+    } = error
+    else {
         panic!("{error:?}")
+    };
+    assert_eq!((&named, offset), (&at, 1));
+    let Error::Corrupt { place, reason } = *cause else {
+        panic!("{cause:?}")
     };
     assert!(
         place.contains('t') && reason.starts_with("offsets 1 to 2 are missing"),
@@ -179,6 +188,52 @@ fn missing_block_is_an_error_after_the_records_before_it() {
         .assign(&[(at.clone(), StartFrom::Offset(3))])
         .expect("assign after the gap");
     assert_eq!(reader.poll(&mut batch, 1 << 20, Duration::ZERO).expect("poll"), 1);
+}
+
+#[test]
+fn member_reads_nothing_after_damaged_records() {
+    let mut hand = TestLog::new();
+    let at = hand.topic(&[]);
+    for value in ["a", "b", "c"] {
+        hand.append(&at, value).expect("append");
+    }
+    let id = hand.log.broker.state().resolve(&at).expect("it exists");
+    // The blocks are then read from the store and not from the cache.
+    hand.reopen_log();
+    let mut writes = Writes::default();
+    writes.put(Space::Records, format::block_key(id, 1), vec![0xff; 40]);
+    hand.store.commit(&writes, Persist::Buffer).expect("damage a block");
+    let config = GroupConfig {
+        group: "group".to_owned(),
+        instance: None,
+        topics: vec![at.topic.clone()],
+        session_timeout: Duration::from_secs(10),
+        protocol: GroupProtocol::Classic,
+    };
+    let mut member = hand.log.group(config).expect("join");
+    let mut batch = RecordBatch::default();
+    let mut poll = |member: &mut Box<dyn GroupConsumer>| {
+        let event = member.poll(&mut batch, 1 << 20, Duration::ZERO)?;
+        let offsets: Vec<Offset> = batch.iter().map(|record| record.offset()).collect();
+        Ok::<_, Error>((event, offsets))
+    };
+    assert!(matches!(poll(&mut member), Ok((Event::Assigned(_), _))));
+    member.start(&at, 0).expect("start");
+    assert_eq!(poll(&mut member).expect("poll"), (Event::Records, vec![0]));
+    let error = poll(&mut member).expect_err("damaged");
+    assert_eq!(error.scope(), Some(ErrorScope::Partition(&at)), "{error:?}");
+    let Error::Unreadable { offset: 1, cause, .. } = &error else {
+        panic!("{error:?}")
+    };
+    assert!(matches!(**cause, Error::Corrupt { .. }), "{cause:?}");
+    for _ in 0..5 {
+        assert_eq!(poll(&mut member).expect("poll"), (Event::Idle, vec![]));
+    }
+    hand.log
+        .set_committed("group", &[(at.clone(), 2)])
+        .expect("set the offset");
+    member.start(&at, 2).expect("start");
+    assert_eq!(poll(&mut member).expect("poll"), (Event::Records, vec![2]));
 }
 
 #[test]
