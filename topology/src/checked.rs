@@ -10,6 +10,8 @@ pub use claims::{BUCKETS_MAX, ClaimError, Membership};
 pub use input::{Column, Input};
 pub use processors::{Aggregate, AggregateField, Feed, Function, Join, OutputKind, Processor, Side, Window, Work};
 
+pub use crate::resource_names::SYNC_VIEWS;
+
 use crate::expr::Program;
 use crate::resource_names::Names;
 use crate::template::{self, Part, Template, TooLong};
@@ -18,9 +20,6 @@ use schemas::schema::Schema;
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
-
-/// Name of the built-in processor that writes the views.
-pub const SYNC_VIEWS: &str = "sync-views";
 
 /// A checked topology.
 #[derive(Debug, Clone)]

@@ -5,7 +5,8 @@
 //! `_trunkline` after the prefix, which no declared name does. Only the topic of the schema registry, `_schemas`, is
 //! shared by topologies.
 
-use crate::checked::SYNC_VIEWS;
+/// Name of the built-in processor that writes the views.
+pub const SYNC_VIEWS: &str = "sync-views";
 
 /// Topics that versions without a prefix created. A log that contains one of them was written by such a version.
 const UNPREFIXED_TOPICS: [&str; 3] = ["view.log", "connect.positions", "members"];

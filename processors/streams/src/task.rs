@@ -92,6 +92,8 @@ struct Reading {
     pauses: u32,
     /// Whether the task stopped because an input could not be read.
     failed: bool,
+    /// Reason of the last stop since the task processed a record.
+    last_stop: Option<String>,
 }
 
 /// One task.
@@ -108,8 +110,6 @@ pub(crate) struct Task {
     pub bisection: Bisection,
     /// Number of changelog records that the last recovery read.
     restored: u64,
-    /// Reason of the last stop since the task ran.
-    last_stop: Option<String>,
     reading: Reading,
 }
 
@@ -138,7 +138,6 @@ impl Task {
             stream_time: 0,
             bisection: Bisection::default(),
             restored: 0,
-            last_stop: None,
             reading: Reading::default(),
             sub,
         }
@@ -283,11 +282,11 @@ impl Task {
     /// Rolls back and stops; with `retry_at`, the recovery starts again at that time.
     pub(crate) fn stop(&mut self, reason: String, retry_at: Option<Duration>) {
         // A stopped task retries every few seconds, but only a new cause is news.
-        if self.last_stop.as_ref() == Some(&reason) {
+        if self.reading.last_stop.as_ref() == Some(&reason) {
             tracing::debug!(task = %self.id, reason, "task stopped again");
         } else {
             tracing::error!(task = %self.id, reason, "task stopped");
-            self.last_stop = Some(reason.clone());
+            self.reading.last_stop = Some(reason.clone());
         }
         self.roll_back();
         self.phase = Phase::Stopped { reason, retry_at };
@@ -388,7 +387,7 @@ impl Task {
         }
         self.uncommitted.records += records.len();
         self.reading.pauses = 0;
-        self.last_stop = None;
+        self.reading.last_stop = None;
         Ok(())
     }
 
@@ -569,6 +568,9 @@ impl Task {
     /// Flushes the committed buffer if it is due. A recovering task writes restored rows in bulk instead.
     pub(crate) fn flush_if_due(&mut self, now: Duration, bytes_max: usize) -> state_store::Result<()> {
         let recovering = self.is_recovering();
+        if let Some(store) = &mut self.store {
+            store.state.committed.release_idle(now);
+        }
         match &mut self.store {
             Some(store) if !recovering && store.state.committed.is_due(now, bytes_max) => {
                 store.flush(&self.sub.origin(self.id.partition))

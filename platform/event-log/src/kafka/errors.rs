@@ -4,6 +4,7 @@
 
 use super::client::{ClientError, Code, SettingError};
 use crate::Error;
+use std::sync::Arc;
 
 /// Converts the error of a request.
 pub fn request_error(attempted: impl Into<String>, error: &ClientError) -> Error {
@@ -42,6 +43,14 @@ pub fn topic_error(topic: &str, attempted: impl Into<String>, error: &ClientErro
         },
         _ => request_error(attempted, error),
     }
+}
+
+/// Converts the error of a subscribed topic; `None` if the error names none of these. librdkafka's event contains the name
+/// of the topic only in its text, between colons.
+pub fn subscription_error(topics: &[Arc<str>], error: &ClientError) -> Option<Error> {
+    let mut topics = topics.iter();
+    let topic = topics.find(|topic| error.text.contains(&format!(": {topic}: ")))?;
+    Some(topic_error(topic, "read", error))
 }
 
 /// Converts the error of a rejected setting. The setting's value may be a secret and is omitted.

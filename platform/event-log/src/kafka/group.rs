@@ -315,7 +315,9 @@ impl KafkaGroup {
             // librdkafka reports a topic again only if its error changes.
             C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
             | C::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
-            | C::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED => Err(self.topic_error(found)),
+            | C::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED => {
+                Err(errors::subscription_error(&self.config.topics, found).unwrap_or_else(|| self.error("poll", found)))
+            }
             C::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED
             | C::RD_KAFKA_RESP_ERR_INVALID_SESSION_TIMEOUT
             | C::RD_KAFKA_RESP_ERR_INCONSISTENT_GROUP_PROTOCOL
@@ -324,16 +326,6 @@ impl KafkaGroup {
                 tracing::debug!(target: "event_log::kafka", group = self.config.group, code = ?found.code, error = found.text, "client error");
                 Ok(None)
             }
-        }
-    }
-
-    /// Converts the error of a subscribed topic. The event contains the name of the topic only in its text, between
-    /// colons.
-    fn topic_error(&self, found: &ClientError) -> Error {
-        let named = |topic: &&Arc<str>| found.text.contains(&format!(": {topic}: "));
-        match self.config.topics.iter().find(named) {
-            Some(topic) => errors::topic_error(topic, "read", found),
-            None => self.error("poll", found),
         }
     }
 
@@ -447,9 +439,8 @@ impl GroupConsumer for KafkaGroup {
                 Ok(_) => return Ok(Event::Records),
                 Err(error) => {
                     // Until `start`, the partition is not read, so its offset may be set from outside.
-                    self.member
-                        .started()
-                        .retain(|at| !error.scope().is_some_and(|scope| scope.contains(at)));
+                    let is_failed = |at: &TopicPartition| error.scope().is_some_and(|scope| scope.contains(at));
+                    self.member.started().retain(|at| !is_failed(at));
                     return Err(error);
                 }
             }

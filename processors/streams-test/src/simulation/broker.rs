@@ -9,7 +9,7 @@ use super::Rng;
 use super::group::{Group, GroupMember, Rows};
 use super::partition::{Cleaning, Partition, Row, batch_of};
 use super::protocol::{BrokerError, BrokerResult, DELETE_RETENTION, TXN_TIMEOUT, Tasks};
-use super::read_fault::ReadFault;
+use super::read_fault::ReadFaults;
 use event_log::{Millis, Offset, RecordBatch, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -100,7 +100,7 @@ pub struct Broker {
     transactions: Transactions,
     net: Vec<Late>,
     /// Partitions that cannot be read.
-    pub(super) unreadable: BTreeMap<TopicPartition, ReadFault>,
+    pub(super) unreadable: ReadFaults,
     pub(super) fault_plan: FaultPlan,
     /// How often each failpoint was passed.
     passed: BTreeMap<&'static str, u32>,
@@ -123,7 +123,7 @@ impl Broker {
             committed_state,
             transactions: Transactions::default(),
             net: Vec::new(),
-            unreadable: BTreeMap::new(),
+            unreadable: ReadFaults::default(),
             fault_plan,
             passed: BTreeMap::new(),
             journal: Journal::default(),

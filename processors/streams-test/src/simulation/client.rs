@@ -84,7 +84,7 @@ impl Consumer {
             return Ok(Event::Assigned(self.assigned.clone()));
         }
         for (at, progress) in self.positions.iter_mut().filter(|(_, p)| !p.paused && !p.failed) {
-            if let Some(error) = broker.read_error(at, progress.next) {
+            if let Some(error) = broker.unreadable.error(at, progress.next) {
                 progress.failed = true;
                 broker.note("input unreadable");
                 return Err(error);
@@ -204,7 +204,7 @@ impl Reader for PartitionReader {
         let mut broker = self.connection.broker();
         let mut failed = Vec::new();
         for (at, next) in &self.positions {
-            failed.extend(broker.read_error(at, *next).map(|error| (at.clone(), error)));
+            failed.extend(broker.unreadable.error(at, *next).map(|error| (at.clone(), error)));
         }
         let readable = |(at, _): &(&TopicPartition, &mut Offset)| failed.iter().all(|(other, _)| other != *at);
         let positions = self.positions.iter_mut().filter(readable);

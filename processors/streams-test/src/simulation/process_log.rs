@@ -57,7 +57,7 @@ impl EventLog for ProcessLog {
 
     fn describe(&self, topic: &str) -> Result<Option<TopicInfo>> {
         let broker = self.broker();
-        if broker.is_missing(topic) {
+        if broker.unreadable.is_missing(topic) {
             return Ok(None);
         }
         let of = |at: &&TopicPartition| *at.topic == *topic.trim_end_matches(".dlq");

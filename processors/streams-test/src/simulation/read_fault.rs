@@ -1,12 +1,12 @@
 //! Partitions that cannot be read for a while: damaged or deleted records, a missing topic, or denied access.
 
 use super::Rng;
-use super::broker::Broker;
 use event_log::{Error, Offset, TopicPartition};
+use std::collections::BTreeMap;
 
 /// Why a partition cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ReadFault {
+enum ReadFault {
     Corrupt,
     OutOfRange,
     AccessDenied,
@@ -22,7 +22,7 @@ const ALL: [ReadFault; 4] = [
 
 impl ReadFault {
     /// The error of a read at an offset.
-    pub(super) fn error(self, at: &TopicPartition, offset: Offset) -> Error {
+    fn error(self, at: &TopicPartition, offset: Offset) -> Error {
         let cause = match self {
             ReadFault::Corrupt => Error::Corrupt {
                 place: at.to_string(),
@@ -54,45 +54,42 @@ impl ReadFault {
     }
 }
 
-impl Broker {
-    /// Makes a random input or changelog unreadable, or all readable again.
-    pub(super) fn toggle_read_fault(&mut self, rng: &mut Rng) {
-        if !self.unreadable.is_empty() {
-            return self.end_read_faults();
+/// The partitions that cannot be read.
+#[derive(Debug, Default)]
+pub(super) struct ReadFaults(BTreeMap<TopicPartition, ReadFault>);
+
+impl ReadFaults {
+    /// Makes one of these partitions unreadable, or all readable again if one is unreadable. Returns the event.
+    pub(super) fn toggle(&mut self, partitions: &[TopicPartition], rng: &mut Rng) -> &'static str {
+        if self.0.is_empty()
+            && let Some(at) = partitions.get(rng.below(partitions.len().max(1)))
+        {
+            self.0.insert(at.clone(), rng.pick(&ALL));
+            return "unreadable";
         }
-        let tasks = self.layout.tasks.iter();
-        let all: Vec<TopicPartition> = tasks
-            .flat_map(|(changelog, inputs)| inputs.iter().chain([changelog]))
-            .cloned()
-            .collect();
-        if let Some(at) = all.get(rng.below(all.len().max(1))) {
-            self.unreadable.insert(at.clone(), rng.pick(&ALL));
-            self.note("unreadable");
-        }
+        self.clear();
+        "readable again"
     }
 
     /// Makes all partitions readable.
-    pub(super) fn end_read_faults(&mut self) {
-        if !self.unreadable.is_empty() {
-            self.unreadable.clear();
-            self.note("readable again");
-        }
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
     }
 
     /// The error of a read of a partition, if it cannot be read.
-    pub(super) fn read_error(&self, at: &TopicPartition, offset: Offset) -> Option<Error> {
-        self.unreadable.get(at).map(|fault| fault.error(at, offset))
+    pub(super) fn error(&self, at: &TopicPartition, offset: Offset) -> Option<Error> {
+        self.0.get(at).map(|fault| fault.error(at, offset))
     }
 
     /// Whether any topic is missing.
-    pub(super) fn lacks_topic(&self) -> bool {
-        self.unreadable.values().any(|fault| *fault == ReadFault::TopicMissing)
+    pub(super) fn lack_topic(&self) -> bool {
+        self.0.values().any(|fault| *fault == ReadFault::TopicMissing)
     }
 
     /// Whether a topic is missing.
     pub(super) fn is_missing(&self, topic: &str) -> bool {
         let missing =
             |(at, fault): (&TopicPartition, &ReadFault)| *at.topic == *topic && *fault == ReadFault::TopicMissing;
-        self.unreadable.iter().any(missing)
+        self.0.iter().any(missing)
     }
 }

@@ -73,7 +73,7 @@ fn run_process<S: Scenario>(program: &S::Program, process_log: &ProcessLog, name
         match ThreadDriver::new(&application, config.clone(), environment(), 0) {
             Ok(thread) => break thread,
             // A process retries until its topics exist.
-            Err(_) if process_log.broker().lacks_topic() => process_log.connection.yield_now(),
+            Err(_) if process_log.broker().unreadable.lack_topic() => process_log.connection.yield_now(),
             Err(error) => return process_log.fail(format!("a process failed to start: {}", service::chain(&error))),
         }
     };
@@ -279,7 +279,14 @@ impl<S: Scenario> Simulation<S> {
             self.scheduler.broker().now += self.rng.pick(&[700, 2000, 12_000, 18_000, 26_000, 40_000]);
         }
         if self.rng.chance(self.faults.unreadable) {
-            self.scheduler.broker().toggle_read_fault(&mut self.rng);
+            let mut broker = self.scheduler.broker();
+            let tasks = broker.layout.tasks.iter();
+            let all: Vec<_> = tasks
+                .flat_map(|(changelog, inputs)| inputs.iter().chain([changelog]))
+                .cloned()
+                .collect();
+            let event = broker.unreadable.toggle(&all, &mut self.rng);
+            broker.note(event);
         }
         if self.rng.chance(self.faults.rebalance) && self.scheduler.broker().group.rebalance() {
             self.note("rebalance");
@@ -408,7 +415,7 @@ impl<S: Scenario> Simulation<S> {
             forget: 0.0,
             crash: 0.0,
         };
-        self.scheduler.broker().end_read_faults();
+        self.scheduler.broker().unreadable.clear();
         for name in self.names.clone() {
             let same = self
                 .processes

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// Maximum age of a committed row that is not flushed.
 const FLUSH_AGE: Duration = Duration::from_millis(500);
+/// The rows of the last flush are dropped if there was no commit for this long. Otherwise each idle task would keep them.
+const IDLE: Duration = Duration::from_secs(5);
 /// Approximate overhead of a map entry in bytes.
 pub(super) const ENTRY_BYTES: usize = 96;
 
@@ -23,6 +25,8 @@ pub(crate) struct CommittedBuffer {
     since: Option<Duration>,
     /// Rows of the last flush, which are also in the store.
     flushed: Layer,
+    /// Since when there has been no commit after the last flush.
+    idle_since: Option<Duration>,
 }
 
 impl CommittedBuffer {
@@ -102,6 +106,18 @@ impl CommittedBuffer {
         self.since = None;
     }
 
+    /// Drops the rows of the last flush if there was no commit for a while. Called regularly.
+    pub(crate) fn release_idle(&mut self, now: Duration) {
+        if self.is_dirty() || self.flushed.is_empty() {
+            self.idle_since = None;
+            return;
+        }
+        let since = *self.idle_since.get_or_insert(now);
+        if now.saturating_sub(since) >= IDLE {
+            self.flushed = Layer::default();
+        }
+    }
+
     /// Removes the rows of the last flush, because the store is about to be written directly.
     pub(crate) fn forget_flushed(&mut self) {
         self.flushed.clear();
@@ -115,6 +131,26 @@ fn size(key: &[u8], value: &Value) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn idle_buffer_drops_the_rows_of_the_last_flush() {
+        let at = Duration::from_secs;
+        let mut buffer = CommittedBuffer::default();
+        buffer.add(rows(&[("a", Some("1"))]), at(0));
+        buffer.release_idle(at(60));
+        assert!(buffer.get(b"a").is_some(), "the rows are not in the store yet");
+        buffer.mark_flushed();
+        buffer.release_idle(at(61));
+        assert!(buffer.get(b"a").is_some());
+        buffer.add(rows(&[("b", Some("1"))]), at(62));
+        buffer.release_idle(at(70));
+        buffer.mark_flushed();
+        buffer.release_idle(at(71));
+        buffer.release_idle(at(75));
+        assert!(buffer.get(b"b").is_some());
+        buffer.release_idle(at(76));
+        assert!(buffer.get(b"b").is_none());
+    }
 
     fn rows(of: &[(&str, Option<&str>)]) -> Layer {
         let mut layer = Layer::default();
