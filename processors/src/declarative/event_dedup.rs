@@ -1,7 +1,8 @@
 //! Counting each event exactly once, although replays and redrives write it again.
 //!
 //! An event that failed gets an entry in the state under its original offset. A replayed event has already been
-//! counted. A redriven event is counted only if its entry exists, and the entry is then removed.
+//! counted. A redriven event is counted only if its entry exists, and the entry is then removed. A timer removes an entry
+//! that outlives the dead letter.
 
 use super::delta::{Contribution, Delta};
 use super::relation::Relation;
@@ -10,7 +11,14 @@ use crate::dead_letter::{RecordError, StepError};
 use event_log::{Millis, Offset, RecordRef};
 use schemas::codec::Row;
 use schemas::headers;
-use streams::{Stage, State};
+use streams::{Result, Stage, State, Timer, TimerClock};
+
+/// How long an entry is kept: a day longer than a dead letter.
+pub const ENTRY_MS: Millis = 31 * 24 * 60 * 60 * 1000;
+/// Format of an entry, followed by the time at which it expires.
+const FORMAT: u8 = 2;
+/// Start of the names of the timers that remove entries, followed by the offset.
+const TIMER: &str = "failed/";
 
 /// Processes an event record.
 pub fn process(relation: &Relation, record: &RecordRef<'_>, pipeline: &mut Pipeline<'_>) -> Result<(), StepError> {
@@ -29,7 +37,7 @@ pub fn process(relation: &Relation, record: &RecordRef<'_>, pipeline: &mut Pipel
         // The event was counted, so it gets no entry: a redrive must not count it again.
         Ok(Some(reason)) => Err(RecordError::new(Stage::Transformation, reason).into()),
         Err(StepError::Record(error)) => {
-            note_failed(offset, pipeline.step.state);
+            note_failed(offset, pipeline.step.context.now, pipeline.step.state);
             Err(StepError::Record(error))
         }
         Err(StepError::Task(error)) => Err(StepError::Task(error)),
@@ -37,14 +45,42 @@ pub fn process(relation: &Relation, record: &RecordRef<'_>, pipeline: &mut Pipel
 }
 
 /// Adds an entry for an event that was not counted because the log or the store rejected its effects.
-pub fn note_rejected(record: &RecordRef<'_>, state: &mut State) {
+pub fn note_rejected(record: &RecordRef<'_>, now: Millis, state: &mut State) {
     if let Some(offset) = countable_offset(record) {
-        note_failed(offset, state);
+        note_failed(offset, now, state);
     }
 }
 
-fn note_failed(offset: Offset, state: &mut State) {
-    state.put(&failed_key(offset), vec![1]);
+fn note_failed(offset: Offset, now: Millis, state: &mut State) {
+    let expires = now.saturating_add(ENTRY_MS);
+    let mut entry = vec![FORMAT];
+    entry.extend_from_slice(&expires.to_be_bytes());
+    state.put(&failed_key(offset), entry);
+    state.set_timer(Timer::new(TimerClock::Wall, expires, format!("{TIMER}{offset}")));
+}
+
+/// Removes the entry of a timer. Returns whether the timer is one of an entry.
+pub fn expire(timer: &Timer, state: &mut State) -> Result<bool> {
+    let Some(offset) = timer.key.strip_prefix(TIMER).and_then(|offset| offset.parse().ok()) else {
+        return Ok(false);
+    };
+    let key = failed_key(offset);
+    // An event that failed again after a redrive has a later timer.
+    if state
+        .get(&key)?
+        .is_some_and(|entry| expiry(&entry).is_none_or(|expires| expires <= timer.at))
+    {
+        state.delete(&key);
+    }
+    Ok(true)
+}
+
+/// The time at which an entry expires.
+pub fn expiry(entry: &[u8]) -> Option<Millis> {
+    let (FORMAT, expires) = entry.split_first().map(|(format, rest)| (*format, rest))? else {
+        return None;
+    };
+    expires.try_into().ok().map(i64::from_be_bytes)
 }
 
 /// Applies the event. Returns a reason if the event becomes a dead letter although it was counted.

@@ -2,6 +2,7 @@
 //!
 //! Keys of the state are already JSON. For a value that is not in the format of this release, the result is `None`.
 
+use super::event_dedup;
 use super::names::field_names;
 use super::table_rows;
 use super::values::{json, read};
@@ -24,7 +25,8 @@ pub fn readable(processor: &Processor, key: &[u8], value: &[u8]) -> Option<Value
         "p" => join::readable(processor, value),
         "row" => table_rows::readable(value, &names(processor, parts.get(1)?.as_str()?)?),
         "source" => table_rows::readable_progress(value),
-        "gone" | "failed" => (value == [1]).then_some(Value::Bool(true)),
+        "gone" => (value == [1]).then_some(Value::Bool(true)),
+        "failed" => event_dedup::expiry(value).map(|expires| json!({ "expires_ms": expires })),
         "closing" => value.is_empty().then_some(Value::Bool(true)),
         "clock" => {
             let at = value.try_into().ok().map(i64::from_be_bytes)?;

@@ -185,19 +185,28 @@ impl Processor for Reader {
         Ok(())
     }
 
-    fn on_dead_letter(&mut self, _: Context, record: RecordRef<'_>, state: &mut State, _: &mut Output) -> Result<()> {
+    fn on_dead_letter(
+        &mut self,
+        context: Context,
+        record: RecordRef<'_>,
+        state: &mut State,
+        _: &mut Output,
+    ) -> Result<()> {
         let input = self.inputs.iter().find(|input| *input.name == **record.topic());
         let Some(TopicContent::Direct { relations, .. }) = input.map(|input| &input.content) else {
             return Ok(());
         };
         // A table needs no such entry: the redriven row is applied unless a newer version was applied.
         if matches!(relations.as_slice(), [relation] if relation.rows.is_none()) {
-            event_dedup::note_rejected(&record, state);
+            event_dedup::note_rejected(&record, context.now, state);
         }
         Ok(())
     }
 
     fn on_timer(&mut self, _: Context, timer: &Timer, state: &mut State, output: &mut Output) -> Result<()> {
+        if event_dedup::expire(timer, state)? {
+            return Ok(());
+        }
         self.sink.on_timer(timer, state, output)
     }
 

@@ -117,6 +117,42 @@ fn matching_events_count_once() {
 }
 
 #[test]
+fn entry_of_failed_event_expires_after_its_dead_letter() {
+    let declaration = r#"
+        [[processor]]
+        name = "views"
+        kind = "aggregate"
+        from = "event:viewed"
+        group = { id = "id" }
+        fields = { all = "sum(100 / ms)" }
+        "#;
+    let entries = |harness: &Harness| {
+        let mut found = 0;
+        harness.state(|_, key, _| found += usize::from(key.starts_with(b"[\"failed\"")));
+        found
+    };
+    let mut harness = Harness::new(SHOP, declaration, "views");
+    let row = [Datum::Long(1), Datum::Null, Datum::Long(0)];
+    harness.now(0);
+    viewed(&mut harness, 1, None, 0, 1);
+    harness.commit();
+    assert_eq!(entries(&harness), 1);
+    let day = 24 * 60 * 60 * 1000;
+    // A redrive fails again, so that the entry is kept for as long as the new dead letter.
+    harness.now(10 * day);
+    harness.redrive("shop.event.viewed", 0, &row);
+    harness.commit();
+    harness.now(35 * day);
+    viewed(&mut harness, 2, None, 1, 2);
+    harness.commit();
+    assert_eq!(entries(&harness), 1);
+    harness.now(42 * day);
+    viewed(&mut harness, 2, None, 1, 3);
+    harness.commit();
+    assert_eq!(entries(&harness), 0);
+}
+
+#[test]
 fn failed_event_is_dead_letter_and_redrive_counts_once() {
     let declaration = r#"
         [[processor]]

@@ -116,9 +116,13 @@ impl Membership {
 
     /// Records that a subscribed topic cannot be read.
     pub(super) fn note_topic(&mut self, topic: &str, reason: String) {
-        let check_at = self.shared.clock.elapsed() + OPERATOR_BACKOFF;
-        self.topic_issues
-            .insert(topic.to_owned(), TopicIssue { reason, check_at });
+        let now = self.shared.clock.elapsed();
+        let check_at = now + OPERATOR_BACKOFF;
+        let issue = TopicIssue { reason, check_at };
+        if self.topic_issues.insert(topic.to_owned(), issue).is_some() {
+            // A member that cannot join reports it in each poll.
+            self.not_before = now + BACKOFF;
+        }
     }
 
     /// Why a subscribed topic cannot be read.
