@@ -64,8 +64,8 @@ fn applications_have_the_names_of_the_wiring() {
             .iter()
             .find(|wired| wired.name == processor.name)
             .unwrap();
-        assert_eq!(application.name, wired.group);
         for input in &wired.inputs {
+            assert_eq!(application.name, input.group);
             let sub = application.subtopologies.iter().find(|sub| sub.store == input.store);
             assert!(sub.unwrap().inputs.contains(&input.topic), "{}", input.topic);
             let changelog = streams::changelog_topic(&application.name, &input.store);

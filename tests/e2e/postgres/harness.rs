@@ -305,10 +305,7 @@ impl Setting {
         let (context, drain) = (self.context(handle.clone(), database.runtime()), Drain::new());
         let (source, inside) = (self.source().unwrap(), drain.clone());
         let thread = std::thread::Builder::new()
-            .spawn(move || {
-                run(source, &context, &inside);
-                Ok(())
-            })
+            .spawn(move || run(source, &context, &inside))
             .unwrap();
         Connector {
             handle,

@@ -91,7 +91,13 @@ fn inspect(topology: &Topology, source: &Source, config: &postgres::Config) -> R
     // The source registers schemas only when it is opened, so any registry will do.
     let log = EmbeddedLog::open(Config::new(None, Arc::new(|| 0)))?;
     let registry = Arc::new(Embedded::open(log)?);
-    let source = postgres::Source::new(&topology.names(), &source.name, config, declared_tables(source), registry)?;
+    let source = postgres::Source::new(
+        &topology.names(),
+        &source.name,
+        config,
+        declared_tables(source),
+        registry,
+    )?;
     Ok(source.inspect()?)
 }
 
