@@ -46,7 +46,7 @@ pub enum TopicKind {
     Repartition,
     /// State of a processor; created by the processor.
     Changelog,
-    /// Dead letters; created by the processor.
+    /// Dead letters; created by the connector or the processor that writes them.
     DeadLetter,
 }
 
@@ -358,7 +358,9 @@ fn topics(topology: &Topology, processors: &[Processor]) -> Vec<Topic> {
     let mut topics = Vec::new();
     for source in &topology.sources {
         let topic = names.change(source.name.as_str());
+        let dead_letters = Topic::with_retention(Names::dead_letters(&topic), TopicKind::DeadLetter, 1, 30);
         topics.push(Topic::with_retention(topic, TopicKind::Change, 1, 7));
+        topics.push(dead_letters);
     }
     for event in &topology.events {
         topics.push(Topic::with_retention(
@@ -416,7 +418,10 @@ fn links(topology: &Topology, processors: &[Processor]) -> Vec<Link> {
     for source in &topology.sources {
         let connector = Part::Connector(source.name.to_string());
         link(Part::Outside(outside_of(source)), connector.clone());
-        link(connector.clone(), Part::Topic(names.change(source.name.as_str())));
+        let topic = names.change(source.name.as_str());
+        let dead_letters = Names::dead_letters(&topic);
+        link(connector.clone(), Part::Topic(topic));
+        link(connector.clone(), Part::Topic(dead_letters));
         link(connector.clone(), Part::Topic(names.positions()));
         link(Part::Topic(names.positions()), connector);
     }

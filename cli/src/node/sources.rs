@@ -66,6 +66,7 @@ where
         runtime: tokio::runtime::Handle::current(),
         handle: Handle::new(&name, component),
         on_mismatch,
+        replication: context.backends.replication,
     };
     let (handle, drain) = (source_context.handle.clone(), context.tasks.drain());
     context.tasks.thread(format!("connector-{name}"), move || {

@@ -39,4 +39,6 @@ pub struct Context {
     pub handle: Handle,
     /// What to do if the stored position is incompatible with the source.
     pub on_mismatch: OnMismatch,
+    /// Replication factor of topics that the connector creates. Default: that of the brokers.
+    pub replication: Option<i32>,
 }

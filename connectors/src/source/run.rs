@@ -147,7 +147,7 @@ impl Connector<'_> {
             context.handle.update(|report| report.position = position.to_string());
         }
         let record_bytes_max = match source.topic() {
-            Some(topic) => dlq::prepare(&*context.log, topic)?,
+            Some(topic) => dlq::prepare(&*context.log, topic, context.replication)?,
             None => usize::MAX,
         };
         let opened = context.runtime.block_on(source.open(position, record_bytes_max));

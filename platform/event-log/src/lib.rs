@@ -6,6 +6,7 @@
 
 mod batch;
 mod consumer;
+mod dead_letters;
 mod error;
 mod topic;
 mod transactional_producer;
@@ -16,6 +17,7 @@ pub mod partitioner;
 
 pub use batch::{Header, Headers, NewRecord, OutBatch, OutRecord, RecordBatch, RecordRef, RecordSlice, TimestampType};
 pub use consumer::{Event, GroupConfig, GroupConsumer, GroupMetadata, GroupProtocol, Isolation, Reader, StartFrom};
+pub use dead_letters::{DeadLetterTopics, dead_letter_topic, origin_of_dead_letters};
 pub use error::{Error, ErrorAction, ErrorScope, Result};
 pub use topic::{
     Cleanup, GroupInfo, MemberInfo, TimestampPolicy, TopicConfig, TopicId, TopicInfo, TopicPartition, TopicSpec,

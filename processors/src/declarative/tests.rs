@@ -70,7 +70,7 @@ fn applications_have_the_names_of_the_wiring() {
             assert!(sub.unwrap().inputs.contains(&input.topic), "{}", input.topic);
             let changelog = streams::changelog_topic(&application.name, &input.store);
             assert_eq!(changelog, input.changelog);
-            assert!(wiring.topic(&streams::dead_letter_topic(&input.topic)).is_some());
+            assert!(wiring.topic(&event_log::dead_letter_topic(&input.topic)).is_some());
         }
     }
 }

@@ -34,7 +34,7 @@ pub use api::application::{
     Application, CommitConfig, Config, Factory, FirstStart, MembershipConfig, ProcessingGuarantee, StoreConfig,
     SubTopology, TopicDefaults,
 };
-pub use api::context::{Context, InputTopic, TaskId, TaskInfo, changelog_topic, dead_letter_topic};
+pub use api::context::{Context, InputTopic, TaskId, TaskInfo, changelog_topic};
 pub use api::error::{Error, FormatError, Result};
 pub use api::output::{Output, Stage};
 pub use api::processor::Processor;

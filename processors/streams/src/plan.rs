@@ -4,12 +4,13 @@
 //! use `LogAppendTime`. Missing changelogs and dead-letter topics are created. Topics are never altered or deleted.
 
 use crate::api::application::{Application, Config, Factory, FirstStart, ProcessingGuarantee, SubTopology};
-use crate::api::context::{InputTopic, TaskId, TaskInfo, changelog_topic, dead_letter_topic};
+use crate::api::context::{InputTopic, TaskId, TaskInfo, changelog_topic};
 use crate::api::error::{Error, Result};
 use crate::stores::{StoreName, Stores};
 use crate::task::checkpoint::Origin;
 use event_log::{
-    Cleanup, EventLog, Millis, TimestampPolicy, TopicConfig, TopicId, TopicInfo, TopicPartition, TopicSpec,
+    Cleanup, DeadLetterTopics, EventLog, Millis, TimestampPolicy, TopicConfig, TopicId, TopicInfo, TopicPartition,
+    TopicSpec,
 };
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -18,10 +19,6 @@ use std::time::Duration;
 
 /// Kafka's default `delete.retention.ms`, for a changelog without this setting.
 const DELETE_RETENTION_MS: i64 = 24 * 60 * 60 * 1000;
-/// Size that a dead letter may have in addition to its record: the `__connect.errors.*` headers.
-const DEAD_LETTER_EXTRA_BYTES: i64 = 64 << 10;
-/// Kafka's default `max.message.bytes`.
-const MESSAGE_BYTES_MAX: i64 = 1_048_588;
 
 /// A resolved application.
 pub(crate) struct Plan {
@@ -260,19 +257,11 @@ impl Resolver<'_> {
     }
 
     fn dead_letter_spec(&self, input: &TopicInfo) -> TopicSpec {
-        let mut config = TopicConfig::new(Cleanup::Delete);
-        config.retention_ms = Some(millis(self.config.topics.dead_letter_retention));
-        // With CreateTime, a process with a wrong clock would write dead letters that retention deletes immediately or
-        // never.
-        config.timestamps = TimestampPolicy::LogAppendTime;
-        let largest = input.number("max.message.bytes").unwrap_or(MESSAGE_BYTES_MAX);
-        config.max_message_bytes = Some(largest.saturating_add(DEAD_LETTER_EXTRA_BYTES).min(i64::from(i32::MAX)));
-        TopicSpec {
-            name: dead_letter_topic(&input.name),
-            partitions: input.partitions,
+        let topics = DeadLetterTopics {
+            retention: self.config.topics.dead_letter_retention,
             replication: self.config.topics.replication,
-            config,
-        }
+        };
+        topics.spec(&input.name, input.partitions, input.number("max.message.bytes"))
     }
 }
 

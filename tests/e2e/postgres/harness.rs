@@ -296,6 +296,7 @@ impl Setting {
             runtime,
             handle,
             on_mismatch: self.on_mismatch,
+            replication: None,
         }
     }
 

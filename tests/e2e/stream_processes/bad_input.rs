@@ -20,7 +20,7 @@ fn mismatched_partition_counts_are_rejected() {
         );
         assert!(text.contains("repartition"), "{text}");
         // A dead letter is written to the partition with the same number as the record's partition.
-        let dead_letters = streams::dead_letter_topic(&three);
+        let dead_letters = event_log::dead_letter_topic(&three);
         harness.topic(&dead_letters, 2, &[]);
         let text = harness.start_error(vec![harness.sub("count", &[&three], "other")]);
         assert!(
@@ -358,7 +358,7 @@ fn record_with_oversized_output_is_dead_lettered() {
         let mut thread = harness.start("counts");
         harness.settle(&mut thread);
         assert_eq!(harness.out(0), ["a=1", "a=2"]);
-        let dead_letters = harness.read(&streams::dead_letter_topic(&harness.input), 0);
+        let dead_letters = harness.read(&event_log::dead_letter_topic(&harness.input), 0);
         assert_eq!(dead_letters, [format!("b={state}"), format!("c={out}")]);
         thread.finish().expect("shut down");
         // A restored store contains nothing of the dead-lettered records.
@@ -376,7 +376,7 @@ fn record_with_oversized_output_is_dead_lettered() {
 fn oversized_dead_letter_is_written_without_body() {
     let harness = Harness::kafka();
     harness.topic(
-        &streams::dead_letter_topic(&harness.input),
+        &event_log::dead_letter_topic(&harness.input),
         2,
         &[("max.message.bytes", "2000")],
     );
@@ -386,7 +386,7 @@ fn oversized_dead_letter_is_written_without_body() {
     harness.settle(&mut thread);
     assert_eq!(harness.out(0), ["a=1", "a=2"]);
     assert_eq!(
-        harness.read(&streams::dead_letter_topic(&harness.input), 0),
+        harness.read(&event_log::dead_letter_topic(&harness.input), 0),
         ["null=null"]
     );
     thread.finish().expect("shut down");
@@ -400,7 +400,7 @@ fn record_with_invalid_state_key_is_dead_lettered() {
         let mut thread = harness.start("counts");
         harness.settle(&mut thread);
         assert_eq!(harness.out(0), ["a=1", "a=2"]);
-        let dead_letters = harness.read(&streams::dead_letter_topic(&harness.input), 0);
+        let dead_letters = harness.read(&event_log::dead_letter_topic(&harness.input), 0);
         assert_eq!(dead_letters, [format!("{long}=")]);
         thread.finish().expect("shut down");
         // The process restarts, also after its stores were deleted.

@@ -87,6 +87,7 @@ pub(super) fn context(log: &SharedEventLog, runtime: &tokio::runtime::Runtime, r
         runtime: runtime.handle().clone(),
         handle: Handle::new("shop", readiness.register("connector shop")),
         on_mismatch: OnMismatch::Stop,
+        replication: None,
         transactional_id: String::from("shop.connector.shop"),
         positions_topic: String::from("shop._trunkline.positions"),
     }

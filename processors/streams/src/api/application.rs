@@ -171,7 +171,7 @@ impl Config {
             topics: TopicDefaults {
                 replication: None,
                 changelog_delete_retention: 7 * DAY,
-                dead_letter_retention: 30 * DAY,
+                dead_letter_retention: event_log::DeadLetterTopics::RETENTION,
             },
             poll_bytes_max: 1 << 20,
             standby_replicas: 0,

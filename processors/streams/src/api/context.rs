@@ -53,8 +53,3 @@ pub struct TaskInfo {
 pub fn changelog_topic(application: &str, store: &str) -> String {
     format!("{application}.changelog.{store}")
 }
-
-/// Name of a topic's dead-letter topic: `<topic>.dlq`.
-pub fn dead_letter_topic(topic: &str) -> String {
-    format!("{topic}.dlq")
-}

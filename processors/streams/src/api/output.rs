@@ -4,9 +4,8 @@
 //! and offsets, or not at all (invariant C2, atomic commit), in the order in which it was written. Output that is
 //! caused by a record with a `traceparent` header gets the same header.
 
-use crate::api::context::dead_letter_topic;
 use crate::api::timer::Timer;
-use event_log::{Header, Millis, OutBatch, OutRecord, RecordRef, TopicPartition};
+use event_log::{Header, Millis, OutBatch, OutRecord, RecordRef, TopicPartition, dead_letter_topic};
 use service::trace;
 use std::error::Error;
 use std::sync::Arc;
