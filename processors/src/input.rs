@@ -5,5 +5,5 @@ mod change;
 pub mod keys;
 mod schema;
 
-pub use change::{Change, ChangeRecord, ChunkEnd, KeyChange, Kind, Replayed, row_of, table_of};
+pub use change::{Change, ChangeRecord, ChunkEnd, KeyChange, Kind, Replayed, dead_letter_offset, row_of, table_of};
 pub use schema::{FetchSchema, Unavailable, schema_id};

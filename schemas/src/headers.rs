@@ -25,6 +25,8 @@ pub const REPLAYED: &str = "replayed";
 pub const REPLAY: &str = "replay";
 /// Value of [`REPLAYED`]: written by a redrive from a dead-letter topic.
 pub const REDRIVE: &str = "redrive";
+/// Of a redrive mark in a dead-letter topic: the offsets of dead letters whose records were redriven, such as `5-9,12`.
+pub const REDRIVEN: &str = "redriven";
 /// Idempotency key of an event.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// Writer of a record of `view.log`.

@@ -8,6 +8,7 @@ use super::delta::{Contribution, Delta};
 use super::relation::Relation;
 use super::sink::{Change, Pipeline};
 use crate::dead_letter::{RecordError, StepError};
+use crate::input::dead_letter_offset;
 use event_log::{Millis, Offset, RecordRef};
 use schemas::codec::Row;
 use schemas::headers;
@@ -145,8 +146,7 @@ fn original_offset(record: &RecordRef<'_>) -> Option<Offset> {
     if let Some(tx) = record.header(headers::TX) {
         return i64::try_from(headers::Tx::parse(tx).ok()?.position.0).ok();
     }
-    let offset = record.header(headers::errors::OFFSET)?;
-    std::str::from_utf8(offset).ok()?.parse().ok()
+    dead_letter_offset(record)
 }
 
 fn failed_key(offset: Offset) -> Vec<u8> {

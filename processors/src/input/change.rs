@@ -5,7 +5,7 @@
 
 use super::keys::row_state_key;
 use crate::dead_letter::RecordError;
-use event_log::{Millis, RecordRef};
+use event_log::{Millis, Offset, RecordRef};
 use schemas::events::Event;
 use schemas::headers::{self, Tx};
 use schemas::key::{Part, Parts};
@@ -157,20 +157,30 @@ impl<'a> ChangeRecord<'a> {
     }
 }
 
-/// An event's version is its offset. A replayed event has the original offset in the header `tx`, so that it does not
-/// overwrite a newer event.
+/// An event's version is its offset. A replayed event has the original offset in the header `tx`, and a redriven event in
+/// that header or in those of its dead letter, so that it does not overwrite a newer event.
 fn event_version(record: &RecordRef<'_>, replayed: Option<Replayed>, topic_epoch: u32) -> Result<Version, RecordError> {
-    match record.header(headers::TX).filter(|_| replayed.is_some()) {
-        Some(tx) => {
-            let tx = Tx::parse(tx).map_err(|e| RecordError::new(Stage::HeaderConverter, e))?;
-            Ok(tx.version())
-        }
-        None => Ok(Version {
-            source_epoch: topic_epoch,
-            position: u64::try_from(record.offset()).unwrap_or_default(),
-            ordinal: 0,
-        }),
+    if let Some(tx) = record.header(headers::TX).filter(|_| replayed.is_some()) {
+        let tx = Tx::parse(tx).map_err(|e| RecordError::new(Stage::HeaderConverter, e))?;
+        return Ok(tx.version());
     }
+    let original = dead_letter_offset(record).filter(|_| replayed == Some(Replayed::Redrive));
+    Ok(Version {
+        source_epoch: topic_epoch,
+        position: u64::try_from(original.unwrap_or(record.offset())).unwrap_or_default(),
+        ordinal: 0,
+    })
+}
+
+/// The offset that a redriven record had when it became a dead letter. If it became a dead letter again after a redrive,
+/// it has the headers of both, and the first ones contain its original offset.
+pub fn dead_letter_offset(record: &RecordRef<'_>) -> Option<Offset> {
+    let headers = record.headers();
+    let first = |name: &str| headers.iter().find(|(n, _)| *n == name).and_then(|(_, value)| value);
+    // Other pipelines use the same header names for other topics.
+    let is_own = first(headers::errors::TOPIC).is_some_and(|topic| topic == record.topic().as_bytes());
+    let offset = first(headers::errors::OFFSET).filter(|_| is_own)?;
+    std::str::from_utf8(offset).ok()?.parse().ok()
 }
 
 /// The next element of a key, as a table name. A table name needs no escapes in JSON.
@@ -301,6 +311,43 @@ pub fn row_of<'a>(record: &RecordRef<'a>, event: Option<&'a str>) -> Option<(&'a
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn version_of(headers: &[(&str, &str)]) -> u64 {
+        let mut batch = event_log::RecordBatch::default();
+        let at = batch.intern(&event_log::TopicPartition::new("shop.event.moved", 0));
+        let record = event_log::NewRecord {
+            offset: 90,
+            timestamp: 1,
+            timestamp_type: event_log::TimestampType::Create,
+            key: Some(b"[1]"),
+            value: None,
+        };
+        let headers = headers.iter().map(|(name, value)| (*name, Some(value.as_bytes())));
+        batch.push(at, record, headers);
+        let record = batch.get(0).unwrap();
+        ChangeRecord::read(&record, Some("moved"), 1).unwrap().version.position
+    }
+
+    #[test]
+    fn redriven_event_has_the_version_of_its_first_offset() {
+        let topic = (headers::errors::TOPIC, "shop.event.moved");
+        let redrive = (headers::REPLAYED, headers::REDRIVE);
+        let offset = |offset| (headers::errors::OFFSET, offset);
+        assert_eq!(version_of(&[topic, offset("7"), redrive]), 7);
+        // It became a dead letter again at offset 50.
+        assert_eq!(version_of(&[topic, offset("7"), redrive, topic, offset("50")]), 7);
+        let tx = (
+            headers::TX,
+            r#"{"v":1,"epoch":1,"pos":"0/5","ord":0,"last":true,"at":0}"#,
+        );
+        assert_eq!(version_of(&[tx, topic, offset("7"), redrive]), 5);
+        // The headers are of another pipeline, or the event is new.
+        assert_eq!(
+            version_of(&[(headers::errors::TOPIC, "other"), offset("7"), redrive]),
+            90
+        );
+        assert_eq!(version_of(&[topic, offset("7")]), 90);
+    }
 
     #[test]
     fn chunk_keys_compare_as_numbers_even_as_strings() {

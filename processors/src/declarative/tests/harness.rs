@@ -225,9 +225,12 @@ impl Harness {
         record
             .headers
             .push((headers::REPLAYED.to_owned(), headers::REDRIVE.as_bytes().to_vec()));
-        record
-            .headers
-            .push((headers::errors::OFFSET.to_owned(), number.to_string().into_bytes()));
+        let headers = [
+            (headers::errors::TOPIC, topic.to_owned()),
+            (headers::errors::OFFSET, number.to_string()),
+        ];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.into_bytes()));
+        record.headers.extend(headers);
         self.feed(record);
     }
 

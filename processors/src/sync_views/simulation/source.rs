@@ -525,10 +525,19 @@ impl Events {
             last: true,
             at_ms: 0,
         };
-        let row = Row {
-            headers: vec![tx_header(&tx)],
-            ..row
+        // The original offset of a redriven event is in its `tx`, or in the headers of the dead letter.
+        let headers = if rng.chance(0.5) {
+            vec![tx_header(&tx)]
+        } else {
+            let headers = [
+                (headers::errors::TOPIC, at.topic.to_string()),
+                (headers::errors::OFFSET, offset.to_string()),
+            ];
+            headers
+                .map(|(name, value)| (name.to_owned(), Some(value.into_bytes())))
+                .to_vec()
         };
+        let row = Row { headers, ..row };
         self.dead.push((at, replayed(row, headers::REDRIVE)));
     }
 
