@@ -12,7 +12,7 @@ use event_log::{
     Cleanup, Isolation, OffsetSpec, OutBatch, OutRecord, Outcome, Reader, RecordBatch, SharedEventLog,
     TransactionalProducer, TransactionalProducerConfig,
 };
-use event_log::{StartFrom, TopicConfig, TopicPartition, TopicSpec};
+use event_log::{StartFrom, TopicConfig, TopicInfo, TopicPartition, TopicSpec};
 use record::Record;
 use schemas::ids::SchemaId;
 use schemas::schema::Schema;
@@ -52,8 +52,6 @@ impl Embedded {
     /// # Errors
     /// [`Error::Unavailable`] if the log is unreachable; [`Error::Rejected`] if the topic has more than one partition.
     pub fn open(log: SharedEventLog) -> Result<Self> {
-        let name = describe(&log);
-        let failed = |attempted: &str, error: &event_log::Error| log_error(&name, attempted, error);
         let config = TopicConfig::new(Cleanup::Compact);
         let spec = TopicSpec {
             name: TOPIC.to_owned(),
@@ -62,11 +60,26 @@ impl Embedded {
             config,
         };
         log.create_topics(&[spec])
-            .map_err(|e| failed("create the topic _schemas", &e))?;
-        let found = log
-            .describe(TOPIC)
-            .map_err(|e| failed("describe the topic _schemas", &e))?;
-        if let Some(topic) = found.filter(|topic| topic.partitions != 1) {
+            .map_err(|e| log_error(&describe(&log), "create the topic _schemas", &e))?;
+        let found = topic_of(&log)?;
+        Self::read(log, found.as_ref())
+    }
+
+    /// Opens the registry if its topic exists. Creates nothing, so it needs no permission to write.
+    ///
+    /// # Errors
+    /// As for [`Embedded::open`].
+    pub fn open_existing(log: SharedEventLog) -> Result<Option<Self>> {
+        match topic_of(&log)? {
+            Some(topic) => Self::read(log, Some(&topic)).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn read(log: SharedEventLog, topic: Option<&TopicInfo>) -> Result<Self> {
+        let name = describe(&log);
+        let failed = |attempted: &str, error: &event_log::Error| log_error(&name, attempted, error);
+        if let Some(topic) = topic.filter(|topic| topic.partitions != 1) {
             return Err(Error::Rejected {
                 registry: name,
                 attempted: "open the topic _schemas".to_owned(),
@@ -254,6 +267,11 @@ fn commit(producer: &mut dyn TransactionalProducer, record: &Record) -> Result<(
 
 fn partition() -> TopicPartition {
     TopicPartition::new(TOPIC, 0)
+}
+
+fn topic_of(log: &SharedEventLog) -> Result<Option<TopicInfo>> {
+    let found = log.describe(TOPIC);
+    found.map_err(|e| log_error(&describe(log), "describe the topic _schemas", &e))
 }
 
 fn describe(log: &SharedEventLog) -> String {
