@@ -1,6 +1,7 @@
 //! HTTP client of admin listeners: sends the token, trusts a configured CA, and follows redirects to other processes.
 
 use crate::args::Target;
+use crate::connection::Connection;
 use anyhow::{Context, Result, anyhow, bail};
 use reqwest::header::LOCATION;
 use reqwest::{Certificate, Response, Url, redirect};
@@ -28,19 +29,15 @@ impl AdminClient {
         if let Some(timeout) = timeout {
             http = http.timeout(timeout);
         }
-        if let Some(file) = &target.admin_ca {
+        let access = Connection::of(target)?.admin;
+        if let Some(file) = &access.ca {
             let cannot = || format!("cannot use the certificates in {} (--admin-ca)", file.display());
             let pem = std::fs::read(file).with_context(cannot)?;
             let certificates = Certificate::from_pem_bundle(&pem).with_context(cannot)?;
             http = http.tls_certs_merge(certificates);
         }
-        // A variable that is set but empty means that there is no token.
-        let given = target
-            .admin_token
-            .as_ref()
-            .filter(|token| !token.expose().trim().is_empty());
-        let token = match (given, &target.admin_token_file) {
-            (Some(token), _) => Some(token.clone()),
+        let token = match (access.token, &access.token_file) {
+            (Some(token), _) => Some(token),
             (None, Some(file)) => Some(token_in(file)?),
             (None, None) => None,
         };

@@ -3,11 +3,14 @@
 //! The doc comments are the help texts. `docs/reference/cli.md` lists the same options; a test compares both.
 
 mod connect;
+mod dlq;
+mod target;
 
 pub use connect::{ConnectChange, ConnectCommand, ConnectResync, ConnectSnapshot, ConnectWait};
+pub use dlq::{Dlq, DlqCommand, DlqFilter};
+pub use target::Target;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use service::Secret;
 use std::path::PathBuf;
 
 /// An event-driven integration backbone for mobile: rows and events in, per-device sync views out.
@@ -68,6 +71,8 @@ pub enum Command {
     Lag(Lag),
     /// Copy a range of a topic to another topic.
     Replay(Replay),
+    /// List dead letters, show them, and process their records again.
+    Dlq(Dlq),
     /// Compare the state and the committed offsets of a task, and resolve differences.
     Offsets(Offsets),
     /// Show the tasks of processors and their committed state.
@@ -78,6 +83,16 @@ pub enum Command {
     Token(Token),
     /// Check the log, the database and the topology, and name a fix for each problem.
     Doctor(Doctor),
+    /// Print the completion script of a shell.
+    Completions {
+        /// Shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages of all commands to a directory.
+    Man {
+        /// Directory; it is created if it does not exist.
+        dir: PathBuf,
+    },
 }
 
 /// `trunkline dev`.
@@ -112,7 +127,7 @@ pub struct Dev {
     #[arg(long, value_name = "URL")]
     pub postgres: Option<String>,
     /// Orders per second that the generator of the sample shop creates; 0 disables it.
-    #[arg(long, default_value_t = 2.0, value_name = "N")]
+    #[arg(long, default_value_t = 2.0, value_name = "N", value_parser = rate)]
     pub orders_per_s: f64,
     /// Storage engine of the state stores.
     #[arg(long, value_enum, default_value = "fjall")]
@@ -126,6 +141,14 @@ pub struct Dev {
     /// Port for operators (readiness, metrics, admin API); 0 selects a free port.
     #[arg(long, default_value_t = 8082)]
     pub admin_port: u16,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|_| "write a number, such as 2 or 0.5")?;
+    let valid = (0.0..=1000.0).contains(&rate);
+    valid
+        .then_some(rate)
+        .ok_or_else(|| String::from("write a number from 0 to 1000"))
 }
 
 /// Durability of the embedded log.
@@ -218,34 +241,6 @@ pub enum GraphFormat {
     Dot,
 }
 
-/// The log to which a command connects.
-#[derive(Debug, Clone, Args)]
-pub struct Target {
-    /// Kafka bootstrap servers. Without it, the command uses the `trunkline dev` of the data directory.
-    #[arg(long, value_name = "ADDR", env = "TRUNKLINE_KAFKA")]
-    pub kafka: Option<String>,
-    /// Schema registry (Confluent API) for decoding records, together with --kafka.
-    #[arg(long, value_name = "URL", env = "TRUNKLINE_REGISTRY_URL")]
-    pub registry: Option<String>,
-    /// Data directory of a `trunkline dev`, which may be running or stopped.
-    #[arg(long, value_name = "DIR", default_value = ".trunkline")]
-    pub data: PathBuf,
-    /// Token for admin listeners. Prefer --admin-token-file or the environment variable, because other users of this
-    /// machine can see command lines.
-    #[arg(long, value_name = "TOKEN", env = "TRUNKLINE_ADMIN_TOKEN", hide_env = true, value_parser = secret)]
-    pub admin_token: Option<Secret>,
-    /// File with the token for admin listeners.
-    #[arg(long, value_name = "FILE", env = "TRUNKLINE_ADMIN_TOKEN_FILE")]
-    pub admin_token_file: Option<PathBuf>,
-    /// PEM file with additional certificate authorities to trust for the certificates of admin listeners.
-    #[arg(long, value_name = "FILE", env = "TRUNKLINE_ADMIN_CA")]
-    pub admin_ca: Option<PathBuf>,
-}
-
-fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
-    Ok(Secret::new(text))
-}
-
 /// `trunkline topics`.
 #[derive(Debug, Args)]
 #[command(
@@ -263,8 +258,11 @@ pub struct Topics {
 /// Subcommands of `trunkline topics`.
 #[derive(Debug, Subcommand)]
 pub enum TopicsCommand {
-    /// List all topics.
-    List,
+    /// List topics with their partitions and offsets.
+    List {
+        /// Only topics whose names contain this text.
+        filter: Option<String>,
+    },
     /// Show the partitions, offsets and settings of a topic.
     Show {
         /// Topic name.
@@ -546,9 +544,6 @@ pub struct Doctor {
     /// Also check this topology file.
     #[arg(long, value_name = "FILE")]
     pub topology: Option<PathBuf>,
-    /// Use the brokers, the registry and the databases of this process configuration.
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
     /// Warn about dead letters of this time: a duration before now.
     #[arg(long, value_name = "SPAN", default_value = "24h")]
     pub dead_letters: String,

@@ -73,32 +73,41 @@ pub fn kafka_log(config: &Kafka) -> Result<SharedEventLog> {
     KafkaLog::connect(client).with_context(|| format!("cannot connect to Kafka at {}", config.brokers))
 }
 
-/// Connects to Kafka without TLS and credentials.
-pub fn plain_kafka_log(brokers: &str) -> Result<SharedEventLog> {
-    kafka_log(&Kafka {
-        brokers: brokers.to_owned(),
-        settings: Default::default(),
-        replication: None,
-    })
-}
-
 /// Opens the remote registry if a URL is configured, else the registry embedded in the log.
 pub fn registry(config: &RegistryConfig, log: &SharedEventLog) -> Result<SharedRegistry> {
     let inner: SharedRegistry = match &config.url {
-        Some(url) => {
-            let mut client = remote::Config::new(url);
-            if let (Some(user), Some(password)) = (&config.user, &config.password) {
-                client.auth = remote::Auth::Basic {
-                    user: user.clone(),
-                    password: password.expose().to_owned(),
-                };
-            }
-            Arc::new(remote::Remote::new(client).with_context(|| format!("cannot use the registry {url}"))?)
-        }
+        Some(url) => remote_registry(config, url)?,
         None => {
             let embedded = registry::embedded::Embedded::open(log.clone());
             Arc::new(embedded.context("cannot open the embedded schema registry")?)
         }
     };
     Ok(Arc::new(Catalog::new(inner)))
+}
+
+/// Opens a registry for reading, and creates nothing: `None` if no URL is configured and the log contains no registry.
+pub fn existing_registry(config: &RegistryConfig, log: &SharedEventLog) -> Result<Option<SharedRegistry>> {
+    let inner: SharedRegistry = match &config.url {
+        Some(url) => remote_registry(config, url)?,
+        None => {
+            let embedded = registry::embedded::Embedded::open_existing(log.clone());
+            match embedded.context("cannot read the embedded schema registry")? {
+                Some(embedded) => Arc::new(embedded),
+                None => return Ok(None),
+            }
+        }
+    };
+    Ok(Some(Arc::new(Catalog::new(inner))))
+}
+
+fn remote_registry(config: &RegistryConfig, url: &str) -> Result<SharedRegistry> {
+    let mut client = remote::Config::new(url);
+    if let (Some(user), Some(password)) = (&config.user, &config.password) {
+        client.auth = remote::Auth::Basic {
+            user: user.clone(),
+            password: password.expose().to_owned(),
+        };
+    }
+    let remote = remote::Remote::new(client).with_context(|| format!("cannot use the registry {url}"))?;
+    Ok(Arc::new(remote))
 }

@@ -12,13 +12,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Environment variables that set command line options, not keys of the file.
-const OPTIONS: [&str; 8] = [
+pub(crate) const OPTIONS: [&str; 13] = [
     "TRUNKLINE_ADMIN_CA",
     "TRUNKLINE_ADMIN_TOKEN",
     "TRUNKLINE_ADMIN_TOKEN_FILE",
     "TRUNKLINE_LOG",
     "TRUNKLINE_POSTGRES",
     "TRUNKLINE_KAFKA",
+    "TRUNKLINE_KAFKA_SETTINGS",
+    "TRUNKLINE_CONFIG",
+    "TRUNKLINE_PROFILE",
+    "TRUNKLINE_REGISTRY_USER",
+    "TRUNKLINE_REGISTRY_PASSWORD",
     "TRUNKLINE_REGISTRY_URL",
     "TRUNKLINE_HOME",
 ];

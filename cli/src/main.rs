@@ -8,6 +8,7 @@ mod backends;
 mod commands;
 mod config;
 mod connect_api;
+mod connection;
 mod connectors_client;
 mod data_dir;
 mod exit;
@@ -21,9 +22,9 @@ mod state_api;
 mod time;
 
 use anyhow::Result;
-use args::{Cli, Command, LogFormat};
+use args::{Cli, Command, LogFormat, Output};
 use clap::Parser;
-use exit::Failed;
+use exit::{Failed, StdoutClosed};
 use service::telemetry;
 use std::process::ExitCode;
 
@@ -36,8 +37,13 @@ fn main() -> ExitCode {
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<Failed>() => ExitCode::FAILURE,
+        // The reader of the pipe, such as `head`, has read enough.
+        Err(error) if error.is::<StdoutClosed>() => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("trunkline: {error:#}");
+            match cli.output {
+                Output::Table => eprintln!("trunkline: {error:#}"),
+                Output::Json => eprintln!("{}", serde_json::json!({ "error": format!("{error:#}") })),
+            }
             ExitCode::FAILURE
         }
     }
@@ -46,7 +52,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<()> {
     start_logs(cli)?;
     match &cli.command {
-        Command::Dev(dev) => commands::dev::run(dev),
+        Command::Dev(dev) => commands::dev::run(cli.output, dev),
         Command::Run(run) => commands::run::run(run),
         Command::Init(init) => commands::init::run(init),
         Command::Topology(topology) => commands::topology::run(cli.output, &topology.command),
@@ -58,6 +64,9 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Connect(connect) => commands::connect::run(cli.output, connect),
         Command::Token(token) => commands::token::run(cli.output, token),
         Command::Doctor(doctor) => commands::doctor::run(cli.output, doctor),
+        Command::Dlq(dlq) => commands::dlq::run(cli.output, dlq),
+        Command::Completions { shell } => commands::shell::completions(*shell),
+        Command::Man { dir } => commands::shell::manual_pages(dir),
     }
 }
 

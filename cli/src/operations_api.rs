@@ -1,4 +1,4 @@
-//! Requests of operators (topics, lag, replay, offsets) and their execution on a log.
+//! Requests of operators (topics, lag, replay, offsets, dead letters) and their execution on a log.
 //!
 //! Only one process can open an embedded log. While `trunkline dev` has it open, the command line sends its requests to
 //! the admin listener of that process; otherwise it executes them itself. Both ways return the same stream of
@@ -11,8 +11,8 @@ use axum::response::Response as HttpResponse;
 use axum::{Extension, Json};
 use event_log::{EventLog, SharedEventLog, TopicPartition};
 use operations::replay::{Job, RangeBound};
-use operations::topics::{Tail, TailStart};
-use operations::{Decoder, FetchSchema, lag, replay, topics};
+use operations::tail::{self, Tail, TailStart};
+use operations::{Decoder, FetchSchema, dead_letters, lag, replay, topics};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use service::access::{Caller, Role};
@@ -45,6 +45,12 @@ pub enum Request {
     Replay(ReplayRequest),
     /// Show or change the offsets of a task.
     Offsets(OffsetsRequest),
+    /// Describe the dead-letter topics whose names begin with this text.
+    DeadLetterTopics(String),
+    /// Read dead letters.
+    DeadLetters(DeadLettersRequest),
+    /// Write the records of dead letters to their original topic again.
+    Redrive(RedriveRequest),
 }
 
 impl Request {
@@ -58,6 +64,9 @@ impl Request {
             Request::Replay(_) => "replay",
             Request::Offsets(_) => "offsets",
             Request::Log => "log",
+            Request::DeadLetterTopics(_) => "dead_letter_topics",
+            Request::DeadLetters(_) => "dead_letters",
+            Request::Redrive(_) => "redrive",
         }
     }
 
@@ -65,9 +74,11 @@ impl Request {
     pub fn role(&self) -> Role {
         match self {
             Request::Topics | Request::Topic(_) | Request::Tail(_) | Request::Lag(_) | Request::Log => Role::Viewer,
+            Request::DeadLetterTopics(_) | Request::DeadLetters(_) => Role::Viewer,
+            Request::Redrive(request) if request.dry_run => Role::Viewer,
             Request::Offsets(request) if request.action == OffsetsAction::Show => Role::Viewer,
             Request::Replay(request) if request.dry_run => Role::Viewer,
-            Request::Offsets(_) | Request::Replay(_) => Role::Operator,
+            Request::Offsets(_) | Request::Replay(_) | Request::Redrive(_) => Role::Operator,
         }
     }
 }
@@ -137,6 +148,32 @@ pub struct ReplayRequest {
     pub dry_run: bool,
 }
 
+/// Which dead letters to read.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeadLettersRequest {
+    /// Dead-letter topic.
+    pub topic: String,
+    /// Which of its dead letters.
+    pub filter: dead_letters::Filter,
+    /// Maximum number; the newest are returned.
+    pub limit: usize,
+}
+
+/// Which dead letters to redrive.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RedriveRequest {
+    /// Dead-letter topic.
+    pub topic: String,
+    /// Which of its dead letters.
+    pub filter: dead_letters::Filter,
+    /// Maximum number.
+    pub limit: Option<u64>,
+    /// Whether to include those that were redriven before.
+    pub again: bool,
+    /// Whether to count only.
+    pub dry_run: bool,
+}
+
 /// A task and what to do with its offsets.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct OffsetsRequest {
@@ -179,8 +216,8 @@ pub enum OffsetsAction {
 pub enum Position {
     /// As the start of a range, the earliest offset; as its end, the last stable offset.
     Unbounded,
-    /// This number of offsets before the end.
-    Last(i64),
+    /// The newest records, at most this number.
+    Newest(usize),
     /// An offset.
     Offset(i64),
     /// A time in milliseconds since 1970.
@@ -238,11 +275,11 @@ impl Operations {
             Request::Lag(group) => lag::measure(log, group.as_deref(), self.clock.now_ms())?
                 .iter()
                 .all(|lag| respond(item(lag))),
-            Request::Tail(tail) => {
+            Request::Tail(request) => {
                 let stopped = std::cell::Cell::new(false);
                 let mut decoder = Decoder::new(self.fetch.clone());
                 let stop = || stopped.get() || is_abandoned();
-                topics::tail(log, &tail_of(tail), &mut decoder, &stop, &mut |record| {
+                tail::tail(log, &tail_of(request), &mut decoder, &stop, &mut |record| {
                     stopped.set(!respond(item(&record)));
                     !stopped.get()
                 })?;
@@ -254,6 +291,19 @@ impl Operations {
                 respond(item(&done))
             }
             Request::Offsets(request) => respond(item(&task_offsets(log, &request)?)),
+            Request::DeadLetterTopics(prefix) => dead_letters::list(log, &prefix)?
+                .iter()
+                .all(|topic| respond(item(topic))),
+            Request::DeadLetters(DeadLettersRequest { topic, filter, limit }) => {
+                let decoder = Decoder::new(self.fetch.clone());
+                let found = dead_letters::show(log, &topic, &filter, limit, decoder)?;
+                found.iter().all(|letter| respond(item(letter)))
+            }
+            Request::Redrive(request) => {
+                let mut progress = |progress: &dead_letters::Outcome| respond(Response::Progress(value(progress)));
+                let done = dead_letters::redrive(log, &redrive_of(request), &mut progress)?;
+                respond(item(&done))
+            }
         };
         Ok(())
     }
@@ -273,7 +323,7 @@ fn tail_of(request: TailRequest) -> Tail {
         partition: request.partition,
         from: match request.from {
             Position::Unbounded => TailStart::Earliest,
-            Position::Last(count) => TailStart::Last(count),
+            Position::Newest(count) => TailStart::Newest(count),
             Position::Offset(offset) => TailStart::Offset(offset),
             Position::Time(at) => TailStart::Time(at),
         },
@@ -286,7 +336,7 @@ fn tail_of(request: TailRequest) -> Tail {
 
 fn job_of(request: ReplayRequest) -> Job {
     let bound = |position| match position {
-        Position::Unbounded | Position::Last(_) => RangeBound::Unbounded,
+        Position::Unbounded | Position::Newest(_) => RangeBound::Unbounded,
         Position::Offset(offset) => RangeBound::Offset(offset),
         Position::Time(at) => RangeBound::Time(at),
     };
@@ -298,6 +348,16 @@ fn job_of(request: ReplayRequest) -> Job {
         to: bound(request.until),
         key: request.key,
         rate_per_s: request.rate,
+        dry_run: request.dry_run,
+    }
+}
+
+fn redrive_of(request: RedriveRequest) -> dead_letters::Job {
+    dead_letters::Job {
+        topic: request.topic,
+        filter: request.filter,
+        limit: request.limit,
+        again: request.again,
         dry_run: request.dry_run,
     }
 }

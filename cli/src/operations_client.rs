@@ -2,15 +2,19 @@
 
 use crate::admin_client::{self, AdminClient};
 use crate::args::Target;
-use crate::backends::{self, Backends};
+use crate::backends;
 use crate::config::Registry;
+use crate::connection::Connection;
 use crate::data_dir::{self, DataDir, DataDirError};
-use crate::operations_api::{Operations, PATH, Request, Response};
+use crate::operations_api::{Operations, PATH, Request, Response, fetch_from};
 use crate::running_dev;
 use anyhow::{Context, Result, anyhow, bail};
+use event_log::SharedEventLog;
 use event_log::embedded::Durability;
+use operations::FetchSchema;
 use serde_json::Value;
 use service::clock;
+use std::sync::{Arc, OnceLock};
 
 /// Executes requests.
 pub enum Client {
@@ -22,19 +26,25 @@ pub enum Client {
 
 impl Client {
     /// Connects to the Kafka of `target`, else opens the embedded log of its data directory. If a running `dev` has the
-    /// log open, requests are sent to that process.
+    /// log open, requests are sent to that process. Connecting creates nothing.
     pub fn connect(target: &Target) -> Result<Self> {
         let clock = clock::system();
-        let registry = Registry::at(target.registry.clone());
-        if let Some(brokers) = &target.kafka {
-            let log = backends::plain_kafka_log(brokers)?;
-            let registry = backends::registry(&registry, &log)?;
-            return Ok(Client::Local(Backends::new(log, registry, clock, None).operations()));
+        let Connection { kafka, registry, .. } = Connection::of(target)?;
+        let local = |log: SharedEventLog| {
+            Client::Local(Operations {
+                fetch: fetch_lazily(registry, log.clone()),
+                log,
+                clock: clock.clone(),
+            })
+        };
+        if let Some(kafka) = kafka {
+            return Ok(local(backends::kafka_log(&kafka)?));
         }
         let data = target.data.as_path();
         if !data.join("log").exists() {
             bail!(
-                "there is no log in {}; start `trunkline dev` there, or choose a log with --data or --kafka",
+                "there is no log in {}; start `trunkline dev` there, or choose a log with --data, --kafka, --config or \
+                 --profile",
                 data.display()
             );
         }
@@ -46,10 +56,7 @@ impl Client {
         }
         // Ctrl-C ends a command without closing the log. With synced commits this is no possible loss.
         match backends::embedded_log(data, &clock, Durability::Commit) {
-            Ok(log) => {
-                let registry = backends::registry(&registry, &log)?;
-                Ok(Client::Local(Backends::new(log, registry, clock, None).operations()))
-            }
+            Ok(log) => Ok(local(log)),
             Err(event_log::Error::Rejected { .. }) => Self::remote(target),
             Err(error) => Err(error).with_context(|| format!("cannot open the log in {}", data.display())),
         }
@@ -93,6 +100,21 @@ impl Client {
         })?;
         Ok(items)
     }
+}
+
+/// Fetches schemas from the registry, which is opened for the first schema: most commands need none.
+fn fetch_lazily(registry: Registry, log: SharedEventLog) -> FetchSchema {
+    let opened: OnceLock<Result<FetchSchema, String>> = OnceLock::new();
+    Arc::new(move |id| {
+        let fetch = opened.get_or_init(|| match backends::existing_registry(&registry, &log) {
+            Ok(Some(registry)) => Ok(fetch_from(registry)),
+            Ok(None) => Err(String::from(
+                "the log contains no schema registry; name one with --registry",
+            )),
+            Err(error) => Err(format!("{error:#}")),
+        });
+        fetch.as_ref().map_err(String::clone)?(id)
+    })
 }
 
 fn post(

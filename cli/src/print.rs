@@ -1,12 +1,13 @@
 //! Prints results to stdout, as a table or as JSON. With `--output json`, stdout contains JSON only.
 
 use crate::args::Output;
+use crate::exit::StdoutClosed;
 use anyhow::Result;
 
 use comfy_table::{ContentArrangement, Table, TableStyle};
 use serde::Serialize;
 use serde_json::Value;
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 
 /// Prints a list as a table with these columns, or as a JSON array.
 pub fn list<T: Serialize>(
@@ -29,11 +30,12 @@ pub fn list<T: Serialize>(
     for item in items {
         table.add_row(row(item));
     }
-    let mut out = std::io::stdout().lock();
+    let mut text = String::new();
     for line in table.lines() {
-        writeln!(out, "{}", line.trim_end())?;
+        text.push_str(line.trim_end());
+        text.push('\n');
     }
-    Ok(())
+    bytes(text.as_bytes())
 }
 
 /// The text of a field in a table.
@@ -54,14 +56,24 @@ pub fn items(output: Output, items: &[Value], columns: &[&str]) -> Result<()> {
 
 /// Prints a value as one line of JSON.
 pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer(&mut out, value)?;
-    writeln!(out)?;
-    Ok(())
+    let mut text = serde_json::to_vec(value)?;
+    text.push(b'\n');
+    bytes(&text)
 }
 
 /// Prints a line.
 pub fn line(text: impl AsRef<str>) -> Result<()> {
-    writeln!(std::io::stdout().lock(), "{}", text.as_ref())?;
-    Ok(())
+    bytes(format!("{}\n", text.as_ref()).as_bytes())
+}
+
+/// Writes to stdout.
+///
+/// # Errors
+/// [`StdoutClosed`] if the reader of a pipe has closed it.
+pub fn bytes(text: &[u8]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
+        result => Ok(result?),
+    }
 }

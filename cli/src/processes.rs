@@ -2,6 +2,7 @@
 
 use crate::admin_client::{self, AdminClient};
 use crate::args::Target;
+use crate::connection::Connection;
 use crate::operations_api::{Position, Request, TailRequest};
 use crate::operations_client::Client;
 use crate::running_dev;
@@ -38,7 +39,7 @@ impl Processes {
         if !given.is_empty() {
             return Self::at(target, given.to_vec(), timeout);
         }
-        if target.kafka.is_none() {
+        if Connection::of(target)?.kafka.is_none() {
             return Self::at(target, vec![running_dev::read(&target.data)?.admin], timeout);
         }
         let client = Client::connect(target)?;

@@ -2,6 +2,7 @@
 //!
 //! Each test has a dedicated broker, which it may kill. Random kills print their seed.
 
+mod command_line;
 mod secure;
 mod unreadable;
 

@@ -12,6 +12,7 @@
 
 #[cfg(feature = "external")]
 mod cluster;
+mod command_line;
 mod connect;
 mod data_dir;
 mod declarative;

@@ -129,6 +129,11 @@ impl Names {
         format!("{from_topic}.replay.{to_topic}")
     }
 
+    /// Transactional id of a redrive from a dead-letter topic.
+    pub fn redrive(dead_letters: &str) -> String {
+        format!("{dead_letters}.redrive")
+    }
+
     fn with(&self, local: &str) -> String {
         format!("{}.{local}", self.topology)
     }

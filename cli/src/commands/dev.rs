@@ -3,12 +3,13 @@
 mod shop;
 mod slots;
 
-use crate::args::{self, Engine};
+use crate::args::{self, Engine, Output};
 use crate::backends::{self, Backends};
 use crate::config::{self, Kafka, Processors};
 use crate::connect_api::RunningConnectors;
 use crate::data_dir::{self, DataDir};
 use crate::node::{self, Addresses, Plan};
+use crate::print;
 use crate::running_dev::{self, RunningDev};
 use anyhow::{Context, Result, bail};
 use connectors::ingest::{self, Credential};
@@ -34,12 +35,14 @@ const INGEST_TOKEN_FILE: &str = "ingest.token";
 const TOKEN_HOURS: i64 = 12;
 
 /// Runs everything until SIGTERM or Ctrl-C.
-pub fn run(dev: &args::Dev) -> Result<()> {
+pub fn run(output: Output, dev: &args::Dev) -> Result<()> {
     // From here on the absolute path is used: with `--data . --fresh`, the working directory is the renamed directory.
     let (data, previous) = claim(dev)?;
     let dev = &args::Dev { data, ..dev.clone() };
     let (topology, is_sample) = topology(dev)?;
-    print_start(dev, is_sample);
+    if output == Output::Table {
+        print_start(dev, is_sample);
+    }
     let key = DevKey::open(&dev.data, Algorithm::HS256).context("cannot open the development key")?;
     let ingest_token = ingest_token(&dev.data)?;
     let view_log = topology.names().view_log();
@@ -70,8 +73,12 @@ pub fn run(dev: &args::Dev) -> Result<()> {
         if let Some(ingest) = posts {
             start_generator(&tasks, ingest, &ingest_token, orders_per_s);
         }
-        print_overview(&addresses, &token, &ingest_token, is_sample);
-        print_next(&view_log);
+        if output == Output::Json {
+            print::json(&overview(&addresses, &token, &ingest_token))?;
+        } else {
+            print_overview(&addresses, &token, &ingest_token, is_sample);
+            print_next(&view_log);
+        }
         Ok::<(), anyhow::Error>(())
     });
     slots::print_remaining(&dev.data);
@@ -313,6 +320,19 @@ fn print_start(dev: &args::Dev, is_sample: bool) {
         println!("  generator   {} orders per second", dev.orders_per_s);
     }
     println!();
+}
+
+/// The overview as JSON.
+fn overview(addresses: &Addresses, token: &str, ingest_token: &str) -> serde_json::Value {
+    let url = |address: Option<SocketAddr>| address.map(|address| format!("http://{address}"));
+    serde_json::json!({
+        "devices": url(addresses.edge),
+        "backends": url(addresses.ingest),
+        "operators": url(Some(addresses.admin)),
+        "registry": url(addresses.registry),
+        "token": token,
+        "ingest_token": ingest_token,
+    })
 }
 
 /// Printed after the start: addresses, a token, and requests to try.

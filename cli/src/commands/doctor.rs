@@ -7,7 +7,8 @@ mod processes;
 
 use crate::args::{self, Output};
 use crate::backends;
-use crate::config::{self, NodeConfig, Registry};
+use crate::config;
+use crate::connection::Connection;
 use crate::connectors_client::Level;
 use crate::exit::Failed;
 use crate::operations_client::Client;
@@ -27,14 +28,15 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Runs all checks whose target is configured, and prints one row per check.
 pub fn run(output: Output, doctor: &args::Doctor) -> Result<()> {
     let span_ms = time::duration(&doctor.dead_letters).context("cannot use --dead-letters")?;
-    let config = doctor.config.as_ref().map(|file| config::read(file)).transpose()?;
+    let config = doctor.target.config.as_ref();
+    let config = config.map(|file| config::read(file)).transpose()?;
     let mut findings = Vec::new();
     let topology = check_topology(doctor, &mut findings);
     let dead_letters = DeadLetters {
         since_ms: service::clock::system().now_ms() - span_ms,
         span: doctor.dead_letters.clone(),
     };
-    match connect(doctor, config.as_ref()) {
+    match Client::connect(&doctor.target) {
         Ok(client) => {
             let names = topology.as_ref().map(Topology::names);
             findings.extend(log::check(&client, names.as_ref(), &dead_letters));
@@ -52,7 +54,7 @@ pub fn run(output: Output, doctor: &args::Doctor) -> Result<()> {
             }
         }
     }
-    findings.extend(check_registry(doctor, config.as_ref()));
+    findings.extend(check_registry(doctor));
     if let (Some(config), Some(topology)) = (&config, &topology) {
         findings.extend(databases::check_configured(topology, &config.connectors));
     }
@@ -103,26 +105,13 @@ fn check_topology(doctor: &args::Doctor, findings: &mut Vec<Finding>) -> Option<
     }
 }
 
-/// Connects to the log of the configuration, if it is given.
-fn connect(doctor: &args::Doctor, config: Option<&NodeConfig>) -> Result<Client> {
-    let Some(config) = config else {
-        return Client::connect(&doctor.target);
-    };
-    let log = backends::kafka_log(&config.kafka)?;
-    let registry = backends::registry(&config.registry, &log)?;
-    let clock = service::clock::system();
-    Ok(Client::Local(
-        backends::Backends::new(log, registry, clock, None).operations(),
-    ))
-}
-
 /// Asks the processes that are named, and those that can be found: the running `dev`, or those that are announced.
 fn check_processes(doctor: &args::Doctor, client: &Client, topology: Option<&Topology>) -> Vec<Finding> {
     let mut urls = doctor.admin.clone();
     let mut found = Vec::new();
     match client {
         Client::Remote(_, url) => urls.push(url.clone()),
-        Client::Local(_) if doctor.target.kafka.is_none() && doctor.config.is_none() => {}
+        Client::Local(_) if Connection::of(&doctor.target).is_ok_and(|to| to.kafka.is_none()) => {}
         Client::Local(_) => match find(doctor, client, topology) {
             Ok(announced) => found = announced,
             Err(error) => {
@@ -168,14 +157,14 @@ fn ask(doctor: &args::Doctor, urls: Vec<String>, announced: &[Announced], topolo
 }
 
 /// Asks a registry that is not embedded in the log.
-fn check_registry(doctor: &args::Doctor, config: Option<&NodeConfig>) -> Option<Finding> {
-    let given = Registry::at(doctor.target.registry.clone());
-    let registry = config.map_or(&given, |config| &config.registry);
+fn check_registry(doctor: &args::Doctor) -> Option<Finding> {
+    // What is wrong with the options is the finding about the log.
+    let Connection { registry, .. } = Connection::of(&doctor.target).ok()?;
     let url = registry.url.as_ref()?;
     let subjects = || -> Result<usize> {
         // A registry with a URL does not use the log.
         let log: event_log::SharedEventLog = EmbeddedLog::open(LogConfig::new(None, Arc::new(|| 0)))?;
-        Ok(backends::registry(registry, &log)?.subjects()?.len())
+        Ok(backends::registry(&registry, &log)?.subjects()?.len())
     };
     Some(match subjects() {
         Ok(count) => good("registry", format!("{url} has {count} subjects")),

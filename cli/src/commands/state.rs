@@ -2,6 +2,7 @@
 
 use crate::admin_client::{self, AdminClient};
 use crate::args::{self, Output, StateCommand};
+use crate::connection::Connection;
 use crate::{backends, print, running_dev, state_api};
 use anyhow::{Context, Result, anyhow, bail};
 use event_log::EventLog;
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use streams::query::SCAN_MAX;
-use topology::Names;
+use topology::{Names, SYNC_VIEWS};
 
 /// Timeout of a query.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -209,6 +210,47 @@ pub fn restoring(target: &args::Target) -> BTreeMap<(String, String, i64), i64> 
     left
 }
 
+/// Number of rows that lack a change, by table, in each partition of a topic that sync-views reads: from the state of
+/// the tasks. `None` if no process with the state answers within [`OPTIONAL_TIMEOUT`].
+pub fn missing_rows(target: &args::Target, topic: &str, partitions: i32) -> Option<BTreeMap<String, u64>> {
+    let names = Names::owning(topic)?;
+    let (processor, store) = (names.application(SYNC_VIEWS), names.local(topic));
+    let key = json!(["source"]).to_string();
+    let state = args::State {
+        target: target.clone(),
+        admin: None,
+        command: StateCommand::Get {
+            processor: processor.clone(),
+            store: store.to_owned(),
+            key: key.clone(),
+            partition: None,
+        },
+    };
+    let processes = Processes::find(&state, OPTIONAL_TIMEOUT).ok()?;
+    let mut missing = BTreeMap::new();
+    for partition in 0..partitions {
+        let partition = partition.to_string();
+        let query = [("key", key.as_str()), ("partition", partition.as_str())];
+        let answer = processes.query(&[&processor, store], &query).ok()?;
+        let rows = rows(&answer);
+        // A task that has processed nothing has no such key.
+        let Some(row) = rows.first() else { continue };
+        let stream = row.get("value").and_then(versioned_json)?;
+        for (table, count) in stream.get("missing").and_then(Value::as_object).into_iter().flatten() {
+            *missing.entry(table.clone()).or_default() += count.as_u64().unwrap_or_default();
+        }
+    }
+    Some(missing)
+}
+
+/// A value of a state that is a format byte and then JSON; the API returns such bytes as hexadecimal digits.
+fn versioned_json(value: &Value) -> Option<Value> {
+    let digits = value.get("hex")?.as_str()?.get(2..)?;
+    let byte = |at: usize| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
+    let bytes: Option<Vec<u8>> = (0..digits.len()).step_by(2).map(byte).collect();
+    serde_json::from_slice(&bytes?).ok()
+}
+
 /// The processes to query, by the URLs of their admin listeners.
 struct Processes {
     client: AdminClient,
@@ -226,13 +268,13 @@ impl Processes {
                 urls: vec![url.trim_end_matches('/').to_owned()],
             });
         }
-        let Some(brokers) = &state.target.kafka else {
+        let Some(kafka) = Connection::of(&state.target)?.kafka else {
             return Ok(Processes {
                 client,
                 urls: vec![running_dev::read(&state.target.data)?.admin],
             });
         };
-        let log = backends::plain_kafka_log(brokers)?;
+        let log = backends::kafka_log(&kafka)?;
         let processor = match &state.command {
             StateCommand::Get { processor, .. } | StateCommand::Scan { processor, .. } => Some(processor.as_str()),
             StateCommand::List => None,
@@ -333,4 +375,20 @@ fn get(client: &AdminClient, base: &str, segments: &[&str], query: &[(&str, &str
             format!("{base} did not answer with JSON; check that it is the admin listener of a trunkline process")
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_with_a_format_byte_is_read() {
+        let digits: String = b"\x01{\"missing\":{\"orders\":2}}"
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let value = versioned_json(&json!({ "hex": digits })).unwrap();
+        assert_eq!(value, json!({ "missing": { "orders": 2 } }));
+        assert_eq!(versioned_json(&json!({ "hex": "01f" })), None);
+    }
 }

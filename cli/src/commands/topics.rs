@@ -11,8 +11,14 @@ use serde_json::Value;
 pub fn run(output: Output, topics: &args::Topics) -> Result<()> {
     let client = Client::connect(&topics.target)?;
     match &topics.command {
-        TopicsCommand::List => {
-            let items = client.collect(Request::Topics)?;
+        TopicsCommand::List { filter } => {
+            let mut items = client.collect(Request::Topics)?;
+            if let Some(text) = filter {
+                items.retain(|topic| print::cell(topic, "name").contains(text.as_str()));
+            }
+            for topic in items.iter().filter(|topic| topic.get("problem").is_some()) {
+                eprintln!("{}: {}", print::cell(topic, "name"), print::cell(topic, "problem"));
+            }
             print::items(output, &items, &["name", "partitions", "offsets", "cleanup"])
         }
         TopicsCommand::Show { topic } => {
@@ -47,8 +53,7 @@ fn print_records(output: Output, client: &Client, tail: &args::Tail) -> Result<(
         (Some(text), _) => Position::Time(time::instant(text, now)?),
         (None, Some(offset)) => Position::Offset(offset),
         (None, None) if tail.from_start => Position::Unbounded,
-        // Kafka's control records take offsets too, so reading starts more than `limit` offsets before the end.
-        (None, None) => Position::Last(i64::try_from(tail.limit).unwrap_or(i64::MAX).saturating_mul(2)),
+        (None, None) => Position::Newest(tail.limit),
     };
     let request = Request::Tail(TailRequest {
         topic: tail.topic.clone(),
@@ -59,8 +64,10 @@ fn print_records(output: Output, client: &Client, tail: &args::Tail) -> Result<(
         follow: tail.follow,
         uncommitted: tail.uncommitted,
     });
+    let mut count = 0;
     client.request(request, &mut |response| {
         if let Response::Item(record) = response {
+            count += 1;
             if output == Output::Json {
                 print::json(&record)?;
             } else {
@@ -68,7 +75,13 @@ fn print_records(output: Output, client: &Client, tail: &args::Tail) -> Result<(
             }
         }
         Ok(true)
-    })
+    })?;
+    if count == 0 && tail.key.is_some() {
+        eprintln!("no record of {} has the key", tail.topic);
+    } else if count == tail.limit && !matches!(from, Position::Newest(_)) {
+        eprintln!("{count} records shown; there may be more, see --limit");
+    }
+    Ok(())
 }
 
 fn record_line(record: &Value) -> String {

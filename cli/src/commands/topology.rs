@@ -4,8 +4,10 @@ use crate::args::{GraphFormat, Output, TopologyCommand};
 use crate::exit::Failed;
 use crate::print;
 use anyhow::{Result, bail};
+use serde_json::{Value, json};
 use std::io::IsTerminal;
 use std::path::Path;
+use topology::wiring::Wiring;
 use topology::{Outcome, Topology, render};
 
 /// Loads a topology. Prints the report to stderr and fails if it has errors.
@@ -30,12 +32,46 @@ pub fn run(output: Output, command: &TopologyCommand) -> Result<()> {
         TopologyCommand::Check { file } => check(output, file),
         TopologyCommand::Graph { file, format } => {
             let topology = load(file)?;
+            if output == Output::Json {
+                return print::json(&graph(&topology));
+            }
             print::line(match format {
                 GraphFormat::Text => render::text(&topology),
                 GraphFormat::Dot => render::dot(&topology),
             })
         }
     }
+}
+
+/// The data flow as JSON: topics with their settings, processors, links.
+fn graph(topology: &Topology) -> Value {
+    let Wiring {
+        topics,
+        processors,
+        links,
+    } = Wiring::of(topology);
+    let topics = topics
+        .iter()
+        .map(|topic| json!({ "name": topic.name, "partitions": topic.partitions, "retention_ms": topic.retention_ms }));
+    let processors = processors.iter().map(|processor| {
+        let inputs = processor.inputs.iter().map(|input| input.topic.as_str());
+        json!({
+            "name": processor.name,
+            "group": processor.group,
+            "inputs": inputs.collect::<Vec<_>>(),
+            "outputs": processor.outputs,
+        })
+    });
+    let links = links
+        .iter()
+        .map(|link| json!({ "from": link.from.to_string(), "to": link.to.to_string() }));
+    json!({
+        "name": topology.name,
+        "views": topology.views.iter().map(|view| view.name.to_string()).collect::<Vec<_>>(),
+        "topics": topics.collect::<Vec<_>>(),
+        "processors": processors.collect::<Vec<_>>(),
+        "links": links.collect::<Vec<_>>(),
+    })
 }
 
 fn check(output: Output, file: &Path) -> Result<()> {

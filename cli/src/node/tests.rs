@@ -1,7 +1,10 @@
 //! Tests the role that each route and each operation of the admin listener requires.
 
 use super::*;
-use crate::operations_api::{OffsetsAction, OffsetsRequest, PATH, Position, ReplayRequest, Request, TailRequest};
+use crate::operations_api::{
+    DeadLettersRequest, OffsetsAction, OffsetsRequest, PATH, Position, RedriveRequest, ReplayRequest, Request,
+    TailRequest,
+};
 use axum::body::Body;
 use axum::http::{Method, StatusCode};
 use service::Secret;
@@ -162,7 +165,25 @@ fn operations() -> Vec<(Request, Access)> {
             action,
         })
     };
+    let redrive = |dry_run| {
+        Request::Redrive(RedriveRequest {
+            topic: "t.dlq".to_owned(),
+            filter: Default::default(),
+            limit: None,
+            again: false,
+            dry_run,
+        })
+    };
+    let dead_letters = DeadLettersRequest {
+        topic: "t.dlq".to_owned(),
+        filter: Default::default(),
+        limit: 1,
+    };
     vec![
+        (Request::DeadLetterTopics(String::new()), Access::Viewer),
+        (Request::DeadLetters(dead_letters), Access::Viewer),
+        (redrive(true), Access::Viewer),
+        (redrive(false), Access::Operator),
         (Request::Topics, Access::Viewer),
         (Request::Topic("t".to_owned()), Access::Viewer),
         (Request::Tail(tail), Access::Viewer),

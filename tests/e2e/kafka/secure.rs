@@ -67,7 +67,7 @@ fn tls_and_scram_work_and_errors_name_the_cause() {
     }
 }
 
-fn config(directory: &Path, broker: &Broker, password: &str, authority: &str) -> Config {
+pub(super) fn config(directory: &Path, broker: &Broker, password: &str, authority: &str) -> Config {
     let mut config = Config::new(broker.bootstrap());
     config.request_timeout = Duration::from_secs(10);
     let authority = directory.join(authority).display().to_string();
@@ -85,7 +85,7 @@ fn config(directory: &Path, broker: &Broker, password: &str, authority: &str) ->
     config
 }
 
-fn listener(directory: &Path) -> Listener {
+pub(super) fn listener(directory: &Path) -> Listener {
     let file = |name: &str| directory.join(name).display().to_string();
     let login =
         "org.apache.kafka.common.security.scram.ScramLoginModule required username=\"app\" password=\"correct horse\";";
@@ -109,7 +109,7 @@ fn listener(directory: &Path) -> Listener {
 }
 
 /// `ca.pem` signs `broker.pem` (key and certificate); `other.pem` is an unrelated authority.
-fn certificates(directory: &Path) {
+pub(super) fn certificates(directory: &Path) {
     let openssl = |arguments: &[&str]| {
         let done = Command::new("openssl")
             .args(arguments)

@@ -8,7 +8,7 @@ use crate::topics::lacks_prefix;
 use crate::{Error, Result, failed};
 use event_log::{EventLog, Isolation, Millis, Offset, OffsetSpec, RecordBatch, StartFrom, TopicPartition};
 use serde::Serialize;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A group's lag in one partition.
 #[derive(Debug, Serialize)]
@@ -35,19 +35,22 @@ pub struct Lag {
 
 /// Offset difference above which records are not counted.
 const COUNTED_MAX: i64 = 10_000;
+/// Longest time to count the records of a partition. After that, the difference of the offsets is the result.
+const COUNTING_MAX: Duration = Duration::from_secs(2);
 
 /// Measures one group, or all groups.
 ///
 /// # Errors
-/// A call to the log failed, or the group is named without the prefix of its topology.
+/// A call to the log failed, or the group does not exist.
 pub fn measure(log: &dyn EventLog, group: Option<&str>, now: Millis) -> Result<Vec<Lag>> {
     let groups = log.groups().map_err(failed("list groups"))?;
-    if let Some(given) = group.filter(|given| groups.iter().all(|info| info.group != **given))
-        && let Some(full) = groups.iter().find(|info| lacks_prefix(given, &info.group))
-    {
+    if let Some(given) = group.filter(|given| groups.iter().all(|info| info.group != **given)) {
+        let full = groups.iter().find(|info| lacks_prefix(given, &info.group));
+        let near = full.map(|info| format!("; did you mean `{}`?", info.group));
         return Err(Error::Rejected(format!(
-            "consumer group `{given}` does not exist; did you mean `{}`?",
-            full.group
+            "consumer group `{given}` does not exist{}; `trunkline lag` lists all groups, and a processor creates its group \
+             when it starts for the first time",
+            near.unwrap_or_default()
         )));
     }
     let mut lags = Vec::new();
@@ -91,7 +94,8 @@ fn unread(log: &dyn EventLog, at: &TopicPartition, from: Offset, to: Offset) -> 
     reader.assign(&begin).map_err(failed(format!("read {at}")))?;
     let mut batch = RecordBatch::default();
     let (mut count, mut oldest) = (0, None);
-    for _ in 0..200 {
+    let began = Instant::now();
+    while began.elapsed() < COUNTING_MAX {
         reader
             .poll(&mut batch, 1 << 20, Duration::from_millis(50))
             .map_err(failed(format!("read {at}")))?;
@@ -101,8 +105,8 @@ fn unread(log: &dyn EventLog, at: &TopicPartition, from: Offset, to: Offset) -> 
         }
         count += i64::try_from(batch.iter().filter(|r| r.offset() < to).count()).unwrap_or(i64::MAX);
         if reader.position(at).is_some_and(|p| p >= to) {
-            break;
+            return Ok((count, oldest));
         }
     }
-    Ok((count, oldest))
+    Ok((to - from, oldest))
 }

@@ -1,11 +1,15 @@
-//! Operator functions behind the command line and the console: inspect topics, measure lag, replay.
+//! Operator functions behind the command line and the console: inspect topics and dead letters, measure
+//! lag, replay, redrive.
 //!
 //! Functions do not print: they return results and progress as values. Reading does not affect consumer groups, and the
 //! topology is never changed.
 
+pub mod dead_letters;
 mod decode;
 pub mod lag;
 pub mod replay;
+mod scan;
+pub mod tail;
 pub mod topics;
 
 pub use decode::{Decoded, Decoder, FetchSchema};

@@ -8,7 +8,7 @@ use crate::topics::describe;
 use crate::{Error, Result, failed};
 use event_log::{
     EventLog, Isolation, Millis, Offset, OffsetSpec, OutBatch, OutRecord, Outcome, Reader, RecordBatch, RecordRef,
-    StartFrom, TopicPartition, TransactionalProducerConfig,
+    StartFrom, TopicPartition, TransactionalProducerConfig, origin_of_dead_letters,
 };
 use schemas::headers;
 use serde::Serialize;
@@ -77,6 +77,17 @@ pub fn run(log: &dyn EventLog, job: &Job, report: &mut dyn FnMut(&Progress) -> b
             job.from_topic
         )));
     }
+    if let Some(kind) = internal_topic(&job.to_topic) {
+        return Err(Error::Rejected(format!(
+            "cannot replay to {}, which is {kind} and must be written by Trunkline only; choose another topic with --to{}",
+            job.to_topic,
+            if origin_of_dead_letters(&job.from_topic).is_some() {
+                ", or use `trunkline dlq redrive`"
+            } else {
+                ""
+            }
+        )));
+    }
     let source = describe(log, &job.from_topic)?;
     let target = describe(log, &job.to_topic)?;
     let ranges = ranges(log, job, source.partitions)?;
@@ -123,6 +134,28 @@ pub fn run(log: &dyn EventLog, job: &Job, report: &mut dyn FnMut(&Progress) -> b
     Ok(progress)
 }
 
+/// What a topic is that only Trunkline or Kafka may write.
+fn internal_topic(topic: &str) -> Option<&'static str> {
+    if topic.starts_with('_') {
+        return Some("an internal topic");
+    }
+    let names = Names::owning(topic)?;
+    let local = names.local(topic);
+    if topic == names.view_log() {
+        Some("the topic of all views")
+    } else if local.starts_with("_trunkline") {
+        Some("an internal topic")
+    } else if local.contains(".changelog.") {
+        Some("the state of a processor")
+    } else if local.ends_with(".repartition") || local.contains(".repartition.") {
+        Some("the input of a processor's next step")
+    } else if origin_of_dead_letters(topic).is_some() {
+        Some("a dead-letter topic")
+    } else {
+        None
+    }
+}
+
 fn done(reader: &dyn Reader, ranges: &[PartitionRange]) -> bool {
     ranges
         .iter()
@@ -153,7 +186,17 @@ fn ranges(log: &dyn EventLog, job: &Job, partitions: i32) -> Result<Vec<Partitio
                 )));
             }
             RangeBound::Offset(offset) => offset.min(end),
-            RangeBound::Time(time) => lookup(OffsetSpec::Timestamp(time))?.min(end),
+            RangeBound::Time(time) => {
+                let from = lookup(OffsetSpec::Timestamp(time))?.min(end);
+                if from == start && start > 0 && start < end {
+                    return Err(Error::Rejected(format!(
+                        "retention has removed records of {at} before offset {start}, which is the first one at or after the \
+                         given time, so records of that time may be missing; choose a later time, or omit --from-time to begin \
+                         at the earliest records"
+                    )));
+                }
+                from
+            }
         };
         let to = match job.to {
             RangeBound::Unbounded => end,
@@ -266,4 +309,91 @@ impl<'a> Writer<'a> {
 #[expect(clippy::cast_precision_loss, reason = "as above")]
 fn total_f64(total: u64) -> f64 {
     total as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use event_log::embedded::{Config, EmbeddedLog};
+    use event_log::{Cleanup, SharedEventLog, TopicConfig, TopicSpec};
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    /// A log with topic `shop.change.shop`, whose first records were removed, and an empty topic `copy`.
+    fn log(now: &Arc<AtomicI64>) -> SharedEventLog {
+        let clock = now.clone();
+        let log = EmbeddedLog::open(Config::new(None, Arc::new(move || clock.load(Ordering::SeqCst)))).unwrap();
+        let topic = |name: &str| TopicSpec {
+            name: name.to_owned(),
+            partitions: 1,
+            replication: None,
+            config: TopicConfig::new(Cleanup::Delete),
+        };
+        log.create_topics(&["shop.change.shop", "copy"].map(topic)).unwrap();
+        for at in [1_000, 2_000, 3_000, 4_000] {
+            now.store(at, Ordering::SeqCst);
+            let (topic, mut batch) = ("shop.change.shop".into(), OutBatch::default());
+            let record = OutRecord {
+                topic: &topic,
+                partition: Some(0),
+                timestamp: Some(at),
+                key: Some(b"[1]"),
+                value: None,
+            };
+            batch.push(record, []);
+            log.append(&batch).unwrap();
+        }
+        log
+    }
+
+    fn job(to: &str, from: RangeBound) -> Job {
+        Job {
+            from_topic: "shop.change.shop".to_owned(),
+            to_topic: to.to_owned(),
+            partition: None,
+            from,
+            to: RangeBound::Unbounded,
+            key: None,
+            rate_per_s: None,
+            dry_run: false,
+        }
+    }
+
+    #[test]
+    fn internal_topics_are_no_targets() {
+        let log = log(&Arc::default());
+        for topic in [
+            "_schemas",
+            "shop._trunkline.positions",
+            "shop.view.log",
+            "shop.sync-views.changelog.change.shop",
+            "shop.sums.repartition",
+            "shop.change.shop.dlq",
+        ] {
+            let error = run(&*log, &job(topic, RangeBound::Unbounded), &mut |_| true).unwrap_err();
+            assert!(error.to_string().contains("by Trunkline only"), "{topic}: {error}");
+        }
+        let done = run(&*log, &job("copy", RangeBound::Unbounded), &mut |_| true).unwrap();
+        assert_eq!(done.records_replayed, 4);
+    }
+
+    #[test]
+    fn start_before_the_earliest_record_is_rejected_only_after_retention() {
+        let now = Arc::default();
+        let log = log(&now);
+        let done = run(&*log, &job("copy", RangeBound::Time(0)), &mut |_| true).unwrap();
+        assert_eq!(done.records_replayed, 4, "nothing was removed");
+        let settings = [("retention.ms", "2500"), ("segment.ms", "1"), ("segment.bytes", "14")];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        log.alter_topic("shop.change.shop", &settings).unwrap();
+        now.store(5_000, Ordering::SeqCst);
+        let at = TopicPartition::new("shop.change.shop", 0);
+        let until = Instant::now() + Duration::from_secs(20);
+        while log.offset(&at, OffsetSpec::Earliest).unwrap() == 0 {
+            assert!(Instant::now() < until, "retention removed nothing");
+            std::thread::yield_now();
+        }
+        let error = run(&*log, &job("copy", RangeBound::Time(1_500)), &mut |_| true).unwrap_err();
+        assert!(error.to_string().contains("retention has removed records"), "{error}");
+        assert!(run(&*log, &job("copy", RangeBound::Time(3_500)), &mut |_| true).is_ok());
+    }
 }

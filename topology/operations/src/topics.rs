@@ -1,10 +1,9 @@
-//! Lists and describes topics, and reads their records without affecting any consumer group.
+//! Lists and describes topics.
 
-use crate::{Decoded, Decoder, Error, Result, failed};
-use event_log::{EventLog, Isolation, Millis, Offset, OffsetSpec, RecordBatch, StartFrom, TopicInfo, TopicPartition};
+use crate::{Error, Result, failed};
+use event_log::{ErrorAction, EventLog, Offset, OffsetSpec, TopicInfo, TopicPartition};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::time::Duration;
 use topology::Names;
 
 /// Summary of a topic.
@@ -20,6 +19,9 @@ pub struct Summary {
     pub cleanup: String,
     /// Id.
     pub id: String,
+    /// Why the topic cannot be described. The other fields are then empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// Details of a topic.
@@ -71,156 +73,69 @@ pub(crate) fn lacks_prefix(given: &str, full: &str) -> bool {
     Names::owning(full).is_some_and(|names| names.local(full) == given)
 }
 
-/// Lists all topics.
+/// Lists topics: their partitions and offsets. A topic that may not be described is listed with the problem.
 pub fn list(log: &dyn EventLog) -> Result<Vec<Summary>> {
     let names = log.topics().map_err(failed("list topics"))?;
-    names.iter().map(|name| Ok(show(log, name)?.summary)).collect()
+    names.iter().map(|name| summary_or_problem(log, name)).collect()
+}
+
+fn summary_or_problem(log: &dyn EventLog, name: &str) -> Result<Summary> {
+    match show(log, name) {
+        Ok(detail) => Ok(detail.summary),
+        Err(Error::EventLog { source, .. }) if source.action() == ErrorAction::Retry => Err(Error::EventLog {
+            attempted: format!("describe topic {name}"),
+            source,
+        }),
+        // Another process has just deleted it, or a permission is missing.
+        Err(error) => Ok(Summary {
+            name: name.to_owned(),
+            partitions: 0,
+            offsets: 0,
+            cleanup: String::new(),
+            id: String::new(),
+            problem: Some(service::chain(&error)),
+        }),
+    }
 }
 
 /// Shows one topic.
 pub fn show(log: &dyn EventLog, topic: &str) -> Result<Detail> {
     let info = describe(log, topic)?;
-    let mut parts = Vec::new();
-    for partition in 0..info.partitions {
-        let at = TopicPartition::new(topic, partition);
-        let offset = |which| {
-            log.offset(&at, which)
-                .map_err(failed(format!("look up offsets of {at}")))
-        };
-        parts.push(Part {
-            partition,
-            start: offset(OffsetSpec::Earliest)?,
-            stable: offset(OffsetSpec::LastStable)?,
-            end: offset(OffsetSpec::LogEnd)?,
-        });
-    }
+    let partitions: Vec<_> = (0..info.partitions)
+        .map(|partition| TopicPartition::new(topic, partition))
+        .collect();
+    let offsets = |which| {
+        let found = log.offsets(&partitions, which);
+        found.map_err(failed(format!("look up offsets of {topic}")))
+    };
+    let (starts, stables, ends) = (
+        offsets(OffsetSpec::Earliest)?,
+        offsets(OffsetSpec::LastStable)?,
+        offsets(OffsetSpec::LogEnd)?,
+    );
+    let offsets = starts.into_iter().zip(stables).zip(ends);
+    let parts: Vec<Part> = partitions
+        .iter()
+        .zip(offsets)
+        .map(|(at, ((start, stable), end))| Part {
+            partition: at.partition,
+            start,
+            stable,
+            end,
+        })
+        .collect();
     let summary = Summary {
         name: info.name.clone(),
         partitions: info.partitions,
         offsets: parts.iter().map(|p| p.end - p.start).sum(),
         cleanup: info.settings.get("cleanup.policy").cloned().unwrap_or_default(),
         id: info.id.to_string(),
+        problem: None,
     };
     Ok(Detail {
         summary,
         settings: info.settings,
         parts,
-    })
-}
-
-/// Position at which reading starts.
-#[derive(Debug, Clone, Copy)]
-pub enum TailStart {
-    /// At the earliest offset.
-    Earliest,
-    /// This number of offsets before the end of each partition.
-    Last(i64),
-    /// Starts at the last stable offset, or at the log end if uncommitted records are read, so that only new records
-    /// are read.
-    End,
-    /// At this offset, in every partition.
-    Offset(Offset),
-    /// At the first record with this timestamp (ms) or a later one.
-    Time(Millis),
-}
-
-/// A request to read records.
-#[derive(Debug, Clone)]
-pub struct Tail {
-    /// Topic.
-    pub topic: String,
-    /// The only partition to read; `None` for all.
-    pub partition: Option<i32>,
-    /// Position at which reading starts.
-    pub from: TailStart,
-    /// Return only records with this key.
-    pub key: Option<String>,
-    /// Maximum number of records.
-    pub limit: Option<usize>,
-    /// Wait for new records at the end until `stop` returns true.
-    pub follow: bool,
-    /// Also return records of open and aborted transactions.
-    pub uncommitted: bool,
-}
-
-/// Reads and decodes records and passes each to `visit`, until the end or the limit is reached, `stop` returns true, or
-/// `visit` returns false.
-pub fn tail(
-    log: &dyn EventLog,
-    request: &Tail,
-    decoder: &mut Decoder,
-    stop: &dyn Fn() -> bool,
-    visit: &mut dyn FnMut(Decoded) -> bool,
-) -> Result<usize> {
-    let info = describe(log, &request.topic)?;
-    let isolation = if request.uncommitted {
-        Isolation::ReadUncommitted
-    } else {
-        Isolation::ReadCommitted
-    };
-    let mut reader = log.reader(isolation).map_err(failed("open a reader"))?;
-    let mut ends = Vec::new();
-    let mut assigned = Vec::new();
-    for partition in (0..info.partitions).filter(|p| request.partition.is_none_or(|only| only == *p)) {
-        let at = TopicPartition::new(request.topic.as_str(), partition);
-        let stable = if request.uncommitted {
-            OffsetSpec::LogEnd
-        } else {
-            OffsetSpec::LastStable
-        };
-        let end = log
-            .offset(&at, stable)
-            .map_err(failed(format!("look up the end offset of {at}")))?;
-        assigned.push((at.clone(), start_of(log, &at, request.from, end)?));
-        ends.push((at, end));
-    }
-    if assigned.is_empty() {
-        let wanted = request.partition.unwrap_or_default();
-        return Err(Error::Rejected(format!(
-            "topic {} has {} partitions, numbered from 0; there is no partition {wanted}",
-            info.name, info.partitions
-        )));
-    }
-    reader.assign(&assigned).map_err(failed("start reading"))?;
-    let mut batch = RecordBatch::default();
-    let mut count = 0;
-    while !stop() {
-        let got = reader
-            .poll(&mut batch, 1 << 20, Duration::from_millis(100))
-            .map_err(failed("read"))?;
-        for record in batch.iter() {
-            let wanted = request
-                .key
-                .as_deref()
-                .is_none_or(|k| record.key().is_some_and(|key| key == k.as_bytes()));
-            if wanted {
-                count += 1;
-                if !visit(decoder.decode(&record)) || request.limit.is_some_and(|limit| count >= limit) {
-                    return Ok(count);
-                }
-            }
-        }
-        let done = ends
-            .iter()
-            .all(|(at, end)| reader.position(at).is_some_and(|p| p >= *end));
-        if got == 0 && done && !request.follow {
-            break;
-        }
-    }
-    Ok(count)
-}
-
-fn start_of(log: &dyn EventLog, at: &TopicPartition, from: TailStart, end: Offset) -> Result<StartFrom> {
-    let lookup = |which| {
-        log.offset(at, which)
-            .map_err(failed(format!("look up an offset of {at}")))
-    };
-    Ok(match from {
-        TailStart::Earliest => StartFrom::Earliest,
-        TailStart::End => StartFrom::Offset(end),
-        TailStart::Offset(offset) => StartFrom::Offset(offset.clamp(lookup(OffsetSpec::Earliest)?, end)),
-        TailStart::Last(count) => StartFrom::Offset((end - count).max(lookup(OffsetSpec::Earliest)?)),
-        TailStart::Time(time) => StartFrom::Offset(lookup(OffsetSpec::Timestamp(time))?),
     })
 }
 
