@@ -1,7 +1,7 @@
 //! Commands of operators to a connector, and the state that they request.
 //!
-//! The connector's own loop executes commands and stores what they change, in transactions of its producer. A fenced
-//! connector can therefore store nothing. A command is answered once its effect is stored.
+//! The connector's own loop executes commands and stores what they change, in transactions of its producer. A command
+//! is answered once its effect is stored.
 
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, VecDeque};

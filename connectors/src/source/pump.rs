@@ -338,10 +338,6 @@ impl<'r, 'c, S: Source> Pump<'r, 'c, S> {
         // Called only here, after a known commit, because the source may discard everything up to the position.
         self.source.committed(position);
         failpoint::hit("connector.after_acknowledge");
-        if let Some(desired) = self.requests.desired.take() {
-            self.lifecycle.set_desired(desired);
-        }
-        confirm(std::mem::take(&mut self.requests.unconfirmed));
         let records = u64::try_from(open.records).unwrap_or(u64::MAX);
         metrics::counter!("trunkline_connector_dead_letters_total", "connector" => name.clone())
             .increment(open.dead_letters);
@@ -353,6 +349,11 @@ impl<'r, 'c, S: Source> Pump<'r, 'c, S> {
             report.records_total += records;
             report.position = position.to_string();
         });
+        // Last, so that a client that then reads the report sees the effect of its command.
+        if let Some(desired) = self.requests.desired.take() {
+            self.lifecycle.set_desired(desired);
+        }
+        confirm(std::mem::take(&mut self.requests.unconfirmed));
         Ok(true)
     }
 

@@ -232,14 +232,15 @@ fn check_tables(catalog: &Catalog, declaration: &Declaration) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::server::Server;
+    use super::super::server::{Server, Settings};
     use super::*;
     use crate::source::OnMismatch;
+    use service::Secret;
 
     fn declaration() -> Declaration {
         Declaration {
             connector: "shop".into(),
-            server: Server::parse("postgres://app@db/shop").unwrap(),
+            server: Server::new(Settings::new(Secret::new("postgres://app@db/shop"))).unwrap(),
             publication: String::from("p"),
             tables: Vec::new(),
             on_mismatch: OnMismatch::Stop,
