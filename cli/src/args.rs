@@ -512,14 +512,14 @@ pub struct Token {
 /// `trunkline connect`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Without --admin and --kafka, the command controls the `trunkline dev` of the data directory. With --kafka, the addresses of the processes are read from the topics `<topology>._trunkline.members`. Commands that change something need a token with the role operator; what they change survives a restart.\n\nExamples:\n  trunkline connect status\n  trunkline connect pause shop --wait\n  trunkline connect snapshot shop orders --wait\n  trunkline connect resync shop --yes --wait\n  trunkline connect status --admin https://connector-1:9464 --admin-token-file token --output json"
+    after_help = "Without --admin and --kafka, the command controls the `trunkline dev` of the data directory. With --kafka, the addresses of the processes are read from the topics `<topology>._trunkline.members`. Commands that change something need a token with the role operator; what they change survives a restart.\n\nExamples:\n  trunkline connect status\n  trunkline connect pause shop --wait\n  trunkline connect snapshot shop orders --wait\n  trunkline connect resync shop --yes --wait\n  trunkline connect --admin https://connector-1:9464 --admin-token-file token status --output json"
 )]
 pub struct Connect {
     /// Log to use.
     #[command(flatten)]
     pub target: Target,
     /// URL of the admin listener of a process, instead of looking it up. May be repeated.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, global = true, value_name = "URL")]
     pub admin: Vec<String>,
     /// Subcommand.
     #[command(subcommand)]

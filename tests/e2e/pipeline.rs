@@ -14,6 +14,8 @@ mod crash_recovery;
 #[cfg(feature = "external")]
 mod harness;
 #[cfg(feature = "external")]
+mod operators;
+#[cfg(feature = "external")]
 mod outages;
 #[cfg(feature = "external")]
 mod shared_cluster;

@@ -25,7 +25,7 @@ pub enum ConnectCommand {
 /// `trunkline connect status`.
 #[derive(Debug, Args)]
 pub struct ConnectStatus {
-    /// Names of connectors: those of `[[source]]` in the topology. Default: all.
+    /// Names of connectors: those of `[[connector]]` in the topology. Default: all.
     pub connector: Vec<String>,
 }
 

@@ -126,7 +126,7 @@ async fn list(State(worker): State<Worker>, uri: Uri) -> Result<Json<Value>, Pro
 async fn declared() -> Problem {
     fail(
         &CONNECTOR_DECLARED,
-        "connectors are declared in topology.toml; change [[source]] there, run `trunkline topology check`, and restart the node",
+        "connectors are declared in topology.toml; change [[connector]] there, run `trunkline topology check`, and restart the node",
     )
 }
 

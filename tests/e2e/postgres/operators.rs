@@ -42,7 +42,7 @@ impl Own {
     /// The name of the only connector.
     fn connector(&self) -> String {
         let declared: toml::Table = std::fs::read_to_string(self.topology()).unwrap().parse().unwrap();
-        declared["source"][0]["name"].as_str().unwrap().to_owned()
+        declared["connector"][0]["name"].as_str().unwrap().to_owned()
     }
 
     fn run(&self, args: &[&str]) -> Output {

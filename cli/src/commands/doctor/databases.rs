@@ -52,7 +52,7 @@ pub fn check_url(url: &str, topology: Option<&Topology>) -> Vec<Finding> {
         sources.push(only);
     }
     if sources.is_empty() {
-        let fix = "add [[source]] with kind = \"postgres\" to the topology, or omit --postgres";
+        let fix = "add [[connector]] with kind = \"postgres\" to the topology, or omit --postgres";
         return vec![bad("postgres", "the topology has no source of kind postgres", fix)];
     }
     let config = serde_json::from_value::<postgres::Config>(serde_json::json!({ "url": url }));
