@@ -107,9 +107,11 @@ struct Objects {
 
 impl Objects {
     /// The slot and the publication for a stored position. Without names in the settings, a source keeps the objects that
-    /// it has, also if the default changes, because the topology was renamed or by a new release.
-    fn choose(&self, stored: Option<&Position>) -> (String, String) {
+    /// it has, also if the default changes, because the topology was renamed or by a new release. The objects of another
+    /// database are not its own.
+    fn choose(&self, stored: Option<&Position>, database: &str) -> (String, String) {
         let content = stored.map(|position| position.source.content());
+        let content = content.filter(|content| content.database == database);
         let choose = |configured: &Option<String>, stored: Option<&str>| {
             let stored = stored.filter(|name| !name.is_empty());
             configured.as_deref().or(stored).unwrap_or(&self.default).to_owned()
@@ -213,7 +215,7 @@ impl Source {
             configured_publication: config.publication.clone(),
             default: config::object_name(names, server.database(), name),
         };
-        let (slot, publication) = objects.choose(None);
+        let (slot, publication) = objects.choose(None, server.database());
         let limit = config.max_retained_wal.map(|size| Limit {
             bytes: size.bytes(),
             action: config.on_max_retained_wal,
@@ -437,7 +439,7 @@ impl source::Source for Source {
 
     async fn open(&mut self, stored: Option<Position>, record_bytes_max: usize) -> Result<()> {
         self.record_bytes_max = record_bytes_max;
-        let (slot, publication) = self.objects.choose(stored.as_ref());
+        let (slot, publication) = self.objects.choose(stored.as_ref(), self.server().database());
         (self.slot, Arc::make_mut(&mut self.declaration).publication) = (slot, publication);
         if matches!(&stored, Some(position) if position.snapshot == SnapshotState::Wanted) {
             self.retention.reset();

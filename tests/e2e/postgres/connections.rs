@@ -79,11 +79,14 @@ fn silent_connection_is_replaced_in_seconds() {
     setting.heartbeat_seconds = 1;
     setting.url = setting.url.replace(&address, &format!("127.0.0.1:{}", proxy.port));
     let connector = setting.start(&database);
-    connector.wait_for(State::Running);
-    proxy.freeze();
-    database.sql("INSERT INTO orders VALUES (1)");
-    let started = Instant::now();
+    // A row shows that the stream is open.
     let mut topic = setting.topic();
+    connector.wait_for(State::Running);
+    database.sql("INSERT INTO orders VALUES (0)");
+    topic.lines(2);
+    proxy.freeze();
+    let started = Instant::now();
+    database.sql("INSERT INTO orders VALUES (1)");
     // The server may hold the slot for the frozen connection until it notices too, so the old walsender is ended.
     let ended = wait_for("the reconnect", LIMIT, || {
         let report = connector.handle.report();

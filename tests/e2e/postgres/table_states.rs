@@ -228,6 +228,11 @@ fn changes_that_make_rows_wrong_need_a_snapshot() {
     for (name, sql, cause) in cases {
         eprintln!("case {name}");
         let mut running = Running::new(TABLES);
+        let version = running.database.value("SELECT current_setting('server_version_num')");
+        // Row filters exist since version 15.
+        if name == "filtered" && version.as_deref() < Some("150000") {
+            continue;
+        }
         running.database.sql(sql);
         running.needs_snapshot(cause);
         running.stop();
@@ -438,6 +443,14 @@ fn position_of_an_older_release_needs_a_resync_which_raises_the_source_epoch() {
             .contains(&format!("trunkline connect resync {name}"))
     );
     connector.send(Command::Resync);
+    // A position that cannot be read does not prove whose slot it is, so the operator drops it.
+    let slot = database.slot("slot_name").unwrap();
+    wait_for("the slot to be refused", LIMIT, || {
+        let fix = connector.handle.report().fix?;
+        fix.contains(&format!("SELECT pg_drop_replication_slot('{slot}')"))
+            .then_some(())
+    });
+    database.sql(&format!("SELECT pg_drop_replication_slot('{slot}')"));
     topic.wait("the new snapshot", |records| records.len() == 8);
     assert!(topic.records[4..].iter().all(|r| r.tx.source_epoch == 5));
     connector.wait_for(State::Running);

@@ -159,13 +159,17 @@ impl Cluster {
         let end = Instant::now() + Duration::from_secs(30);
         loop {
             let report = connector.handle.report();
-            if report.state == State::Running || (report.state == State::Failed && report.cause.is_some()) {
-                let of_all = database.value(&format!(
-                    "SELECT bool_and(ssl)::text || ' ' || count(*)::text FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
-                     WHERE usename = '{user}' AND datname = '{}'",
-                    database.name
-                ));
-                return (report, of_all.map(|text| text.starts_with("true")));
+            if report.state == State::Failed && report.cause.is_some() {
+                return (report, None);
+            }
+            // The stream and the connections for heartbeats and for the slot.
+            let of_all = database.value(&format!(
+                "SELECT bool_and(ssl)::text FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = '{user}' AND \
+                 datname = '{}' HAVING count(*) >= 3",
+                database.name
+            ));
+            if let (State::Running, Some(of_all)) = (report.state, of_all) {
+                return (report, Some(of_all == "true"));
             }
             assert!(Instant::now() < end, "{user} {host} {parameters}: {report:?}");
             std::thread::sleep(Duration::from_millis(5));
