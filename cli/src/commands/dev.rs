@@ -46,7 +46,10 @@ pub fn run(output: Output, dev: &args::Dev) -> Result<()> {
     let key = DevKey::open(&dev.data, Algorithm::HS256).context("cannot open the development key")?;
     let ingest_token = ingest_token(&dev.data)?;
     let view_log = topology.names().view_log();
-    let plan = plan(dev, topology, &key, &ingest_token)?;
+    let mut plan = plan(dev, topology, &key, &ingest_token)?;
+    for (name, config) in &mut plan.connectors {
+        config.previous_objects = slots::of_connector(&previous, name);
+    }
     let running = plan.running.clone();
     let open = opener(dev)?;
     let token = key.sign(
@@ -67,7 +70,7 @@ pub fn run(output: Output, dev: &args::Dev) -> Result<()> {
     let ended = Service::new().run(move |tasks| async move {
         let addresses = node::start(plan, open, &tasks).await?;
         write_running_dev(&data, &addresses)?;
-        slots::replace(&running, &previous);
+        slots::print_replaced(&running, &previous);
         slots::record(&tasks, data, running);
         let posts = addresses.ingest.filter(|_| is_sample && orders_per_s > 0.0);
         if let Some(ingest) = posts {

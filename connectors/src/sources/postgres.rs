@@ -33,7 +33,7 @@ mod text;
 mod tuples;
 
 pub use check::Declared;
-pub use config::{Config, WalSize};
+pub use config::{Config, ServerObjects, WalSize};
 pub use inspect::{Finding, Severity};
 pub use position::Position;
 pub use retention::OnMaxRetainedWal;
@@ -62,17 +62,6 @@ use std::time::Duration;
 use stream::Stream;
 use topology::Names;
 
-/// What a source uses on its server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerObjects {
-    /// The server and database, without credentials.
-    pub server: String,
-    /// The replication slot.
-    pub slot: String,
-    /// The publication.
-    pub publication: String,
-}
-
 /// A PostgreSQL source.
 pub struct Source {
     name: SourceName,
@@ -81,6 +70,8 @@ pub struct Source {
     /// The slot of the open source.
     slot: String,
     retention: Retention,
+    /// Whether an existing slot is replaced at the first start, because it was used with a log that was deleted.
+    replaces_slot: bool,
     /// Streams in sequence that ended before anything was committed.
     unproductive_streams: u32,
     registry: Arc<dyn registry::Registry>,
@@ -220,8 +211,14 @@ impl Source {
             bytes: size.bytes(),
             action: config.on_max_retained_wal,
         });
+        let used = ServerObjects {
+            server: server.to_string(),
+            slot: slot.clone(),
+            publication: publication.clone(),
+        };
         Ok(Source {
             name: name.clone(),
+            replaces_slot: config.previous_objects.contains(&used),
             retention: Retention::new(server.clone(), &slot, limit),
             declaration: Arc::new(Declaration {
                 connector: Arc::from(name.as_str()),
@@ -459,6 +456,7 @@ impl source::Source for Source {
             database: server.database(),
             identity: &identity,
             timeline_end,
+            is_proved: self.replaces_slot,
         };
         let mode = slot::start_mode(&sql, stored.as_ref(), &expected).await?;
         let subject = ChunkEnd::subject(&self.topic);

@@ -6,7 +6,7 @@
 
 use crate::connect_api::{RunningConnector, RunningConnectors};
 use anyhow::{Context, Result};
-use connectors::commands::Command;
+use connectors::sources::postgres::ServerObjects;
 use connectors::sources::postgres::server::{identifier, literal};
 use connectors::status::State;
 use serde::{Deserialize, Serialize};
@@ -79,17 +79,24 @@ pub fn record(tasks: &Tasks, data: PathBuf, running: RunningConnectors) {
     });
 }
 
-/// Starts a resync of each connector whose slot was used with the previous data directory: its position is lost, so the slot
-/// is replaced.
-pub fn replace(running: &RunningConnectors, previous: &[UsedSlot]) {
+/// What a connector used with the previous data directory. Its position is lost, so the connector replaces the slot.
+pub fn of_connector(previous: &[UsedSlot], connector: &str) -> Vec<ServerObjects> {
+    let used = previous.iter().filter(|used| used.connector == connector);
+    let objects = |used: &UsedSlot| ServerObjects {
+        server: used.server.clone(),
+        slot: used.slot.clone(),
+        publication: used.publication.clone(),
+    };
+    used.map(objects).collect()
+}
+
+/// Prints the slots of the previous data directory that are replaced.
+pub fn print_replaced(running: &RunningConnectors, previous: &[UsedSlot]) {
     for connector in running.all() {
         let Some(slot) = UsedSlot::of(&connector).filter(|slot| previous.contains(slot)) else {
             continue;
         };
         println!("Replacing slot {} of the previous data in {}.", slot.slot, slot.server);
-        if let Err(error) = connector.handle.send(Command::Resync) {
-            tracing::warn!(connector = connector.name, cause = %error, "slot not replaced");
-        }
     }
 }
 

@@ -60,6 +60,10 @@ pub struct Config {
     /// What to do beyond that limit: `report` (default) or `drop_slot`.
     #[serde(default)]
     pub on_max_retained_wal: OnMaxRetainedWal,
+    /// What this connector used with a log that was deleted. A slot among it is replaced at the first start; any other one
+    /// that exists is refused.
+    #[serde(skip)]
+    pub previous_objects: Vec<ServerObjects>,
 }
 
 fn heartbeat_seconds() -> u64 {
@@ -85,6 +89,7 @@ impl Config {
             on_mismatch: OnMismatch::default(),
             max_retained_wal: None,
             on_max_retained_wal: OnMaxRetainedWal::default(),
+            previous_objects: Vec::new(),
         }
     }
 
@@ -101,6 +106,17 @@ impl Config {
             ..Settings::new(self.url.clone())
         }
     }
+}
+
+/// What a source uses on its server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerObjects {
+    /// The server and database, without credentials.
+    pub server: String,
+    /// The replication slot.
+    pub slot: String,
+    /// The publication.
+    pub publication: String,
 }
 
 /// An amount of write-ahead log, written with PostgreSQL's units: `512MB`, `10GB`.

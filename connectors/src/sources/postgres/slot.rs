@@ -23,6 +23,8 @@ pub(super) struct Expected<'e> {
     pub(super) identity: &'e Identity,
     /// Where the timeline of the stored position ended, if the server's timeline is a later one that descends from it.
     pub(super) timeline_end: Option<Lsn>,
+    /// Whether there is proof other than a stored position that the slot is this connector's.
+    pub(super) is_proved: bool,
 }
 
 /// How the source starts.
@@ -122,6 +124,7 @@ fn decide_start(stored: Option<&Position>, slot: Option<&Slot>, expected: &Expec
     let Some(stored) = stored else {
         return match slot {
             None => Ok(StartMode::Snapshot),
+            Some(slot) if expected.is_proved && slot.is_of(expected.database) => Ok(StartMode::Snapshot),
             Some(_) => Err(Refusal::Foreign(format!(
                 "slot {name} exists but no position of this connector is stored: it belongs to another installation, or the \
                  log was replaced"
@@ -339,6 +342,7 @@ mod tests {
             database: "shop",
             identity: &identity,
             timeline_end: None,
+            is_proved: false,
         };
         decide_start(stored, slot, &expected)
     }
@@ -401,6 +405,26 @@ mod tests {
     }
 
     #[test]
+    fn slot_of_a_deleted_log_is_replaced_if_something_else_proves_it() {
+        let identity = Identity {
+            system: String::from("7"),
+            timeline: 1,
+        };
+        let expected = Expected {
+            slot: "s",
+            database: "shop",
+            identity: &identity,
+            timeline_end: None,
+            is_proved: true,
+        };
+        let mode = |slot: &Slot| decide_start(None, Some(slot), &expected);
+        assert_eq!(mode(&slot(0)), Ok(StartMode::Snapshot));
+        let mut other = slot(0);
+        other.plugin = String::from("wal2json");
+        assert!(matches!(mode(&other), Err(Refusal::Foreign(_))));
+    }
+
+    #[test]
     fn later_timeline_continues_if_it_contains_everything_published() {
         let identity = Identity {
             system: String::from("7"),
@@ -412,6 +436,7 @@ mod tests {
                 database: "shop",
                 identity: &identity,
                 timeline_end,
+                is_proved: false,
             };
             decide_start(Some(&stored()), Some(&slot(100)), &expected)
         };
