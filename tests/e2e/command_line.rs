@@ -166,7 +166,7 @@ fn commands_that_read_create_no_topic() {
         (&["dlq", "show", "shop.change.db.dlq"], 0),
         (&["dlq", "redrive", "shop.change.db.dlq", "--dry-run"], 0),
         (&["replay", "shop.change.db", "--to", "copy", "--dry-run"], 0),
-        (&["offsets", "show", "shop.sync-views", "change.db/0"], 1),
+        (&["offsets", "show", "shop.sync-views.change.db", "rows/0"], 1),
         (&["state", "list"], 1),
         (&["doctor"], 1),
     ] {

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use streams::query::SCAN_MAX;
-use topology::{Names, SYNC_VIEWS};
+use topology::Names;
+use topology::wiring::SYNC_VIEWS_STORE;
 
 /// Timeout of a query.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -214,7 +215,7 @@ pub fn restoring(target: &args::Target) -> BTreeMap<(String, String, i64), i64> 
 /// the tasks. `None` if no process with the state answers within [`OPTIONAL_TIMEOUT`].
 pub fn missing_rows(target: &args::Target, topic: &str, partitions: i32) -> Option<BTreeMap<String, u64>> {
     let names = Names::owning(topic)?;
-    let (processor, store) = (names.application(SYNC_VIEWS), names.local(topic));
+    let (processor, store) = (names.sync_views(topic), SYNC_VIEWS_STORE);
     let key = json!(["source"]).to_string();
     let state = args::State {
         target: target.clone(),
