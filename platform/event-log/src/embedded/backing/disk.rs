@@ -18,7 +18,7 @@ use crate::embedded::format;
 use crate::{Error, Result};
 use bytes::Bytes;
 use engine::{Engine, OpenError, WriteError};
-use errors::{FIX_DISK, FREE_SPACE, Failure, io_failure, io_refused, locked, open_error};
+use errors::{FIX_DISK, FREE_SPACE, Failure, io_failure, io_refused, locked, open_error, read_failed};
 use fjall::{LsmError, PersistMode, Readable};
 use session::Session;
 use std::fs::{OpenOptions, TryLockError};
@@ -88,23 +88,6 @@ pub(in crate::embedded) struct DiskBacking {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The error of a read. A damaged block of a file affects only the partitions of its rows.
-fn read_failed(attempted: &'static str) -> impl FnOnce(fjall::Error) -> Error {
-    move |source| match source {
-        fjall::Error::Storage(
-            LsmError::ChecksumMismatch { .. }
-            | LsmError::Decompress(_)
-            | LsmError::InvalidTag(_)
-            | LsmError::InvalidTrailer
-            | LsmError::InvalidHeader(_),
-        ) => Error::Corrupt {
-            place: "a file of the store".to_owned(),
-            reason: format!("{source}; restore the log's directory from a backup"),
-        },
-        source => failed(attempted)(source),
-    }
 }
 
 fn failed(attempted: &'static str) -> impl FnOnce(fjall::Error) -> Error {

@@ -60,6 +60,26 @@ pub(super) fn locked(dir: &Path) -> Error {
     }
 }
 
+/// The error of a read. A damaged block of a file affects only the partitions of its rows.
+pub(super) fn read_failed(attempted: &'static str) -> impl FnOnce(fjall::Error) -> Error {
+    move |source| match source {
+        fjall::Error::Storage(
+            LsmError::ChecksumMismatch { .. }
+            | LsmError::Decompress(_)
+            | LsmError::InvalidTag(_)
+            | LsmError::InvalidTrailer
+            | LsmError::InvalidHeader(_),
+        ) => Error::Corrupt {
+            place: "a file of the store".to_owned(),
+            reason: format!("{source}; restore the log's directory from a backup"),
+        },
+        source => Error::Storage {
+            attempted,
+            source: Box::new(source),
+        },
+    }
+}
+
 pub(super) fn io_failure(source: &io::Error) -> Failure {
     let (what, fix) = match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ("the disk is full", FREE_SPACE),
