@@ -358,9 +358,7 @@ fn topics(topology: &Topology, processors: &[Processor]) -> Vec<Topic> {
     let mut topics = Vec::new();
     for source in &topology.sources {
         let topic = names.change(source.name.as_str());
-        let dead_letters = Topic::with_retention(Names::dead_letters(&topic), TopicKind::DeadLetter, 1, 30);
         topics.push(Topic::with_retention(topic, TopicKind::Change, 1, 7));
-        topics.push(dead_letters);
     }
     for event in &topology.events {
         topics.push(Topic::with_retention(
@@ -401,6 +399,13 @@ fn topics(topology: &Topology, processors: &[Processor]) -> Vec<Topic> {
                     topics.push(topic);
                 }
             }
+        }
+    }
+    // A source writes dead letters even if no processor reads it.
+    for source in &topology.sources {
+        let dead_letters = Names::dead_letters(&names.change(source.name.as_str()));
+        if topics.iter().all(|known| known.name != dead_letters) {
+            topics.push(Topic::with_retention(dead_letters, TopicKind::DeadLetter, 1, 30));
         }
     }
     topics
@@ -576,6 +581,16 @@ mod tests {
         let of_stage = names(&stage);
         assert_eq!(names(&shop).len(), of_stage.len());
         assert!(names(&shop).iter().all(|name| !of_stage.contains(name)));
+    }
+
+    #[test]
+    fn source_writes_dead_letters_even_if_nothing_reads_it() {
+        let mut topology = crate::samples::PGBENCH.check().into_result().unwrap();
+        topology.views.clear();
+        let wiring = Wiring::of(&topology);
+        let source = Part::Connector(String::from("bank"));
+        assert!(wiring.writes(&source).any(|topic| topic == "pgbench.change.bank.dlq"));
+        assert!(wiring.topic("pgbench.change.bank.dlq").is_some());
     }
 
     #[test]
