@@ -2,8 +2,12 @@
 //! schemas with which records were written.
 
 mod change;
+mod chunk;
 pub mod keys;
 mod schema;
+mod sweep;
 
 pub use change::{Change, ChangeRecord, ChunkEnd, KeyChange, Kind, Replayed, dead_letter_offset, row_of, table_of};
+pub use chunk::KeySpan;
 pub use schema::{FetchSchema, Unavailable, schema_id};
+pub use sweep::{Found, StepLimits, Sweep, find};

@@ -10,6 +10,7 @@ use schemas::events::Event;
 use schemas::headers::{self, Tx};
 use schemas::key::{Part, Parts};
 use schemas::version::{Lsn, Version};
+use serde::{Deserialize, Serialize};
 use streams::Stage;
 
 /// Why a record was written again; value of the header `replayed`.
@@ -70,14 +71,16 @@ pub enum KeyChange<'a> {
 }
 
 /// The end of a snapshot chunk.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChunkEnd {
     /// Position below which a row is deleted if it is in the chunk's range but not in the chunk.
     pub low: u64,
     /// Whether this is the last chunk of the table's snapshot.
     pub last: bool,
-    from: Option<String>,
-    to: Option<String>,
+    /// Key of the first row of the range, as a JSON array; `None` for the first row of the table.
+    pub(super) from: Option<String>,
+    /// Key of the last row of the range, as a JSON array; `None` for the last row of the table.
+    pub(super) to: Option<String>,
 }
 
 /// A parsed change record.
@@ -248,44 +251,6 @@ fn chunk_end(value: Option<&[u8]>) -> Result<ChunkEnd, RecordError> {
     })
 }
 
-impl ChunkEnd {
-    /// Whether the chunk contains all rows of the table.
-    pub fn is_whole_table(&self) -> bool {
-        self.from.is_none() && self.to.is_none()
-    }
-
-    /// Whether a row key is in the chunk's range; both bounds are inclusive.
-    pub fn contains(&self, row_key: &str) -> bool {
-        let key = format!("[{row_key}]");
-        let after = self.from.as_deref().is_none_or(|from| order(from, &key).is_le());
-        after && self.to.as_deref().is_none_or(|to| order(&key, to).is_le())
-    }
-}
-
-/// Orders two keys as the source does: integers by value, including integers in strings, and text by its bytes.
-fn order(a: &str, b: &str) -> std::cmp::Ordering {
-    let parts = |key: &str| schemas::key::parts(key.as_bytes()).map(comparable).unwrap_or_default();
-    parts(a).cmp(&parts(b))
-}
-
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum Comparable {
-    Integer(i64),
-    Text(String),
-}
-
-fn comparable(parts: Vec<Part<'_>>) -> Vec<Comparable> {
-    let comparable = |part: &Part<'_>| {
-        let mut text = Vec::new();
-        schemas::key::KeyWriter::new(&mut text).part(part).finish();
-        let text = String::from_utf8_lossy(&text).into_owned();
-        let bare = text.trim_matches(|c| matches!(c, '[' | ']' | '"'));
-        bare.parse()
-            .map_or_else(|_| Comparable::Text(text.clone()), Comparable::Integer)
-    };
-    parts.iter().map(comparable).collect()
-}
-
 /// The table or event type of a record; `None` if its key does not contain a table.
 pub fn table_of<'a>(record: &RecordRef<'a>, event: Option<&'a str>) -> Option<&'a str> {
     match event {
@@ -347,20 +312,5 @@ mod tests {
             90
         );
         assert_eq!(version_of(&[topic, offset("7")]), 90);
-    }
-
-    #[test]
-    fn chunk_keys_compare_as_numbers_even_as_strings() {
-        let end = ChunkEnd {
-            low: 1,
-            last: false,
-            from: Some("[\"9\"]".into()),
-            to: Some("[\"100\"]".into()),
-        };
-        let contained: Vec<bool> = ["\"8\"", "\"9\"", "\"100\"", "\"101\""]
-            .iter()
-            .map(|key| end.contains(key))
-            .collect();
-        assert_eq!(contained, [false, true, true, false]);
     }
 }

@@ -227,6 +227,17 @@ impl State {
         })
     }
 
+    /// Like [`State::scan`], for the keys from `from` up to but excluding `end`; without `end` there is no upper limit.
+    pub fn scan_range(&self, from: &[u8], end: Option<&[u8]>, visit: Visit<'_>) -> Result<()> {
+        self.scan_between(from, end, &mut |key, value| {
+            if key.starts_with(RESERVED) {
+                ControlFlow::Continue(())
+            } else {
+                visit(key, value)
+            }
+        })
+    }
+
     /// Like [`State::scan`], but includes the keys that the runtime reserves.
     pub(crate) fn scan_any(&self, prefix: &[u8], visit: Visit<'_>) -> Result<()> {
         self.scan_between(prefix, after_prefix(prefix).as_deref(), visit)
