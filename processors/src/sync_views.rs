@@ -7,28 +7,32 @@
 //! the transaction's records in that partition visible at once (invariant I3, no partial transaction).
 
 mod binding;
+mod job_steps;
+mod jobs;
 mod key_change;
 #[cfg(test)]
 mod simulation;
 mod staleness;
 mod state;
+
 #[cfg(test)]
 mod tests;
 mod view_log;
 
-pub use crate::input::{FetchSchema, Unavailable};
+pub use crate::input::{FetchSchema, StepLimits, Unavailable};
 
 use crate::dead_letter::{RecordError, StepError};
 use crate::input::{Change, ChangeRecord, KeyChange, Kind, Replayed, keys};
 use crate::step::Step;
 use binding::Bindings;
 use event_log::{Millis, RecordRef, RecordSlice};
+use jobs::Jobs;
 use key_change::{Applied, Origin};
 use schemas::version::Version;
-use state::{Row, STREAM, StateError, StreamState, WrittenRow, damaged};
+use state::{Row, STREAM, StateError, StreamState, WaitingEnd, WrittenRow, damaged};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use streams::{Context, Error, Output, Processor, Result, Stage, State};
+use streams::{Context, Error, Output, Processor, Result, Stage, State, Timer};
 use view_log::{ViewLog, ViewRow};
 use views::record;
 use views::rules::{Relation, SourceRules, ViewOutputs};
@@ -53,6 +57,8 @@ pub struct Config {
     pub schemas: record::SchemaIds,
     /// How long deleted rows stay in the state, in ms: `delete.retention.ms` of `view.log` minus a margin.
     pub horizon_ms: i64,
+    /// Limits of a step of a job: removing the rows that a TRUNCATE or the end of a snapshot chunk shows to be gone.
+    pub job_step: StepLimits,
     /// Fetches a schema by id. Called in `prepare` only, because it does IO.
     pub fetch: FetchSchema,
 }
@@ -69,6 +75,7 @@ pub struct SyncViews {
     /// Version of the last record.
     last: Version,
     outputs: ViewOutputs,
+    jobs: Jobs,
 }
 
 /// Where the rows of a change are written.
@@ -95,6 +102,7 @@ impl SyncViews {
             stream_dirty: false,
             last: Version::default(),
             outputs: ViewOutputs::default(),
+            jobs: Jobs::new(config.job_step),
             config,
         }
     }
@@ -112,9 +120,7 @@ impl SyncViews {
                     step.output.dead_letter(record, error.stage, error.source.as_ref());
                 }
                 self.record_missed(record, None, step)?;
-                if !self.stream.open {
-                    self.end_transaction(record.timestamp(), step.output);
-                }
+                self.close(record.timestamp(), step.output);
                 return Ok(());
             }
         };
@@ -141,9 +147,7 @@ impl SyncViews {
             self.stream_dirty |= self.stream.open == input.last;
             self.stream.open = !input.last;
         }
-        if !self.stream.open {
-            self.end_transaction(input.at_ms, step.output);
-        }
+        self.close(input.at_ms, step.output);
         Ok(())
     }
 
@@ -170,12 +174,9 @@ impl SyncViews {
         };
         match &input.kind {
             Kind::Row(change) => self.apply_row(input, &relation, change, step),
-            Kind::Truncate => {
-                self.remove_rows(input, step, &|_, _| true)?;
-                self.cover(input, input.version, step, &|_, _| true)?;
-                Ok(())
-            }
+            Kind::Truncate | Kind::ChunkEnd(_) => Ok(self.start_job(input, step)?),
             Kind::Missing { state_key } => {
+                self.sweep_row(input.table, state_key, step)?;
                 let known = match step.state.get(state_key)? {
                     Some(bytes) => Row::decode(&bytes)?.version,
                     // A later record may have proved that the row lacks nothing, so its entry may already be removed.
@@ -185,22 +186,6 @@ impl SyncViews {
                 if input.version > known {
                     self.record_missing(input.table, state_key, input.version, step)?;
                 }
-                Ok(())
-            }
-            Kind::ChunkEnd(end) => {
-                let low = Version {
-                    source_epoch: input.version.source_epoch,
-                    position: end.low,
-                    ordinal: 0,
-                };
-                // A row of this chunk has exactly the chunk's position, which may be just below `low`. Such rows were
-                // found by the snapshot, so they are not removed (ADR 3).
-                let chunk = (input.version.source_epoch, input.version.position);
-                self.remove_rows(input, step, &|key, row| {
-                    let in_chunk = (row.version.source_epoch, row.version.position) == chunk;
-                    row.version < low && !in_chunk && end.contains(key)
-                })?;
-                self.cover_chunk(input, low, end, step)?;
                 Ok(())
             }
         }
@@ -213,6 +198,7 @@ impl SyncViews {
         change: &Change<'_>,
         step: &mut Step<'_>,
     ) -> Result<(), StepError> {
+        self.sweep_row(input.table, &change.state_key, step)?;
         let old = match step.state.get(&change.state_key)? {
             Some(bytes) => Some(Row::decode(&bytes)?),
             None => None,
@@ -292,15 +278,7 @@ impl SyncViews {
                 .iter()
                 .any(|o| relation.view(o.view) == old.view && o.bucket == old.bucket);
             if !stays {
-                let removal = ViewRow {
-                    bucket: &old.bucket,
-                    view: &old.view,
-                    row_key: target.row_key,
-                    json: None,
-                    partition: old.partition,
-                    version: target.version,
-                };
-                self.write_row(&removal, output);
+                self.write_removal(old, target.row_key, target.version, output);
             }
         }
         let mut now = Vec::with_capacity(outputs.len());
@@ -337,48 +315,32 @@ impl SyncViews {
         self.stream_dirty |= self.stream.touched.insert(row.partition);
     }
 
-    /// Removes the live rows of a table that `removes` selects. Their new version is that of the record that removes
-    /// them.
-    fn remove_rows(
-        &mut self,
-        input: &ChangeRecord<'_>,
-        step: &mut Step<'_>,
-        removes: &dyn Fn(&str, &Row) -> bool,
-    ) -> Result<(), StepError> {
-        let Some(relation) = self.config.rules.relation(input.table).cloned() else {
-            return Ok(());
+    fn write_removal(&mut self, written: &WrittenRow, row_key: &str, version: Version, output: &mut Output) {
+        let removal = ViewRow {
+            bucket: &written.bucket,
+            view: &written.view,
+            row_key,
+            json: None,
+            partition: written.partition,
+            version,
         };
-        let prefix = keys::table_prefix(input.table);
-        let mut found: Vec<(Vec<u8>, Row)> = Vec::new();
-        let mut failed = None;
-        step.state.scan(&prefix, &mut |key, value| {
-            match Row::decode(value) {
-                Ok(row) if row.deleted_ms.is_none() && row.version < input.version => {
-                    if removes(keys::row_key_of(key, prefix.len()), &row) {
-                        found.push((key.to_vec(), row));
-                    }
-                }
-                Ok(_) => {}
-                Err(error) => failed = Some(error),
-            }
-            ControlFlow::Continue(())
-        })?;
-        if let Some(error) = failed {
-            return Err(error.into());
+        self.write_row(&removal, output);
+    }
+
+    /// Makes everything that was written visible, unless a source transaction is open. While a job exists, the end marker
+    /// waits for it: what a part of the job wrote must not be visible (I3).
+    fn close(&mut self, at_ms: i64, output: &mut Output) {
+        if self.stream.open {
+            return;
         }
-        for (state_key, mut row) in found {
-            let target = Target {
-                relation: &relation,
-                row_key: keys::row_key_of(&state_key, prefix.len()),
-                version: input.version,
-            };
-            self.write_difference(&target, &mut row.written, &ViewOutputs::default(), step.output);
-            row.version = input.version;
-            row.deleted_ms = Some(step.context.now);
-            row.kept.clear();
-            put_row(&state_key, None, &row, step.state);
+        if self.jobs.is_empty() {
+            self.stream_dirty |= self.stream.waiting_end.take().is_some();
+            self.end_transaction(at_ms, output);
+        } else {
+            let last = self.last.to_string();
+            self.stream.waiting_end = Some(WaitingEnd { last, at_ms });
+            self.stream_dirty = true;
         }
-        Ok(())
     }
 
     /// Writes an end marker to each partition that was written to since its last end marker.
@@ -434,6 +396,7 @@ impl Processor for SyncViews {
         state: &mut State,
         output: &mut Output,
     ) -> Result<()> {
+        self.jobs.begin_step();
         let mut step = Step { context, state, output };
         for record in records.iter() {
             self.process_record(record, false, &mut step)?;
@@ -448,7 +411,20 @@ impl Processor for SyncViews {
         state: &mut State,
         output: &mut Output,
     ) -> Result<()> {
+        self.jobs.begin_step();
         self.process_record(record, true, &mut Step { context, state, output })
+    }
+
+    fn on_timer(&mut self, context: Context, _timer: &Timer, state: &mut State, output: &mut Output) -> Result<()> {
+        self.jobs.timer_fired();
+        self.continue_jobs(&mut Step { context, state, output })?;
+        if self.jobs.is_empty()
+            && let Some(end) = self.stream.waiting_end.clone()
+        {
+            self.last = end.version()?;
+            self.close(end.at_ms, output);
+        }
+        Ok(())
     }
 
     fn before_commit(&mut self, context: Context, state: &mut State, output: &mut Output) -> Result<()> {
@@ -458,6 +434,7 @@ impl Processor for SyncViews {
         for partition in &self.stream.touched {
             self.view_log.begin_marker(self.last, *partition, output);
         }
+        self.jobs.store(context.now, state);
         if self.stream_dirty {
             self.stream.floor = self.floor.to_string();
             state.put(STREAM, self.stream.encode());
@@ -484,8 +461,11 @@ impl Processor for SyncViews {
             .floor
             .parse()
             .map_err(|_| damaged(&StateError::Damaged("the floor")))?;
-        self.last = self.floor;
-        Ok(())
+        self.last = match &self.stream.waiting_end {
+            Some(end) => end.version()?,
+            None => self.floor,
+        };
+        self.jobs.restore(state)
     }
 }
 

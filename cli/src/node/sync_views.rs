@@ -74,6 +74,7 @@ fn applications(context: &Context, rules: &Rules, schemas: SchemaIds, horizon_ms
                     partitions,
                     schemas,
                     horizon_ms,
+                    job_step: sync_views::StepLimits::default(),
                     fetch: fetch.clone(),
                 }))
             }),

@@ -10,7 +10,7 @@ mod edge;
 mod oracle;
 mod source;
 
-use super::{Config as SyncViewsConfig, SyncViews, Unavailable};
+use super::{Config as SyncViewsConfig, StepLimits, SyncViews, Unavailable};
 use edge::Readers;
 use event_log::{ErrorAction, Millis, TopicPartition};
 use source::{Events, ROW, ROW_ID, Source};
@@ -33,6 +33,12 @@ const MARGIN: Millis = 2_000;
 const HORIZON: Millis = DELETE_RETENTION - MARGIN;
 /// Age at which a cursor is replaced by a fresh one.
 const REFRESH: Millis = 1_000;
+/// A table has up to five rows, so a job needs several steps.
+const JOB_STEP: StepLimits = StepLimits {
+    visited: 3,
+    found: 1,
+    bytes: usize::MAX,
+};
 const BUCKETS: [char; 4] = ['a', 'b', 'c', 'd'];
 /// Number of seeds of a run without `TRUNKLINE_VIEWS_SIMULATION`.
 const SEEDS: u64 = 300;
@@ -192,6 +198,7 @@ impl Scenario for Views {
                             stale: 4,
                         },
                         horizon_ms: HORIZON,
+                        job_step: JOB_STEP,
                         fetch: Arc::new(schema),
                     };
                     let changelog = TopicPartition::new(changelog_topic(APPLICATION, topic), partition);
@@ -320,6 +327,7 @@ fn devices_under_random_faults_hold_the_view_of_the_whole_history() {
         "rebalance",
         "cleaned",
         "tombstones cleaned",
+        "truncate",
         "key change",
         "key change without the note",
         "dead letter",

@@ -7,46 +7,13 @@
 //! rules are in docs/protocol/view-sync.md, "Stale rows", and ADR 8.
 
 use super::key_change::Applied;
-use super::state::{self, Row, StateError, damaged};
+use super::state::{Missing, Row, damaged};
 use super::{SyncViews, put_row};
-use crate::input::{self, ChangeRecord, ChunkEnd, KeyChange, Kind, keys};
+use crate::input::{self, ChangeRecord, KeyChange, Kind, Sweep, keys};
 use crate::step::Step;
 use event_log::RecordRef;
 use schemas::version::Version;
-use std::ops::ControlFlow;
 use streams::{Output, Result, State};
-
-/// The missing entry of a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Missing {
-    /// Version of the newest missing change.
-    newest: Version,
-    /// Whether it is the only missing change.
-    only: bool,
-}
-
-impl Missing {
-    fn encode(self) -> Vec<u8> {
-        [
-            &[state::FORMAT],
-            self.newest.to_bytes().as_slice(),
-            &[u8::from(self.only)],
-        ]
-        .concat()
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Missing, StateError> {
-        let read = |rest: &[u8]| {
-            let (version, rest) = rest.split_first_chunk::<17>()?;
-            let newest = Version::from_bytes(version).ok()?;
-            Some(Missing {
-                newest,
-                only: rest == [1],
-            })
-        };
-        read(state::open(bytes)?).ok_or(StateError::Damaged("a missing entry"))
-    }
-}
 
 impl SyncViews {
     /// Updates the missing entries of the rows that a change concerns. A row that contains values of its old key also
@@ -112,6 +79,7 @@ impl SyncViews {
         if self.config.rules.relation(table).is_none() {
             return Ok(());
         }
+        self.sweep_row(table, state_key, step)?;
         let key = keys::missing_key(state_key);
         let known = match step.state.get(&key)? {
             Some(bytes) => Some(Missing::decode(&bytes).map_err(|e| damaged(&e))?),
@@ -160,78 +128,20 @@ impl SyncViews {
         Ok(())
     }
 
-    /// Removes the missing entries that `covers` selects by row key and version, because the state of these rows is
-    /// known as of version `at`. The row key of an entry of the whole table is empty.
-    pub(super) fn cover(
-        &mut self,
-        input: &ChangeRecord<'_>,
-        at: Version,
-        step: &mut Step<'_>,
-        covers: &dyn Fn(&str, Version) -> bool,
-    ) -> Result<()> {
-        if !self.stream.missing.contains_key(input.table) {
-            return Ok(());
-        }
-        let prefix = keys::missing_prefix(input.table);
-        let (mut found, mut failed) = (Vec::new(), None);
-        step.state.scan(&prefix, &mut |key, value| {
-            match Missing::decode(value) {
-                Ok(missing) if missing.newest < at && covers(keys::row_key_of(key, prefix.len()), missing.newest) => {
-                    found.push(key.to_vec());
-                }
-                Ok(_) => {}
-                Err(error) => failed = Some(error),
-            }
-            ControlFlow::Continue(())
-        })?;
-        if let Some(error) = failed {
-            return Err(damaged(&error));
-        }
-        let whole_table = keys::whole_table_key(input.table);
-        for key in found {
-            // The state has no such row, and `at` proves that the row is deleted. Store that, because otherwise
-            // redriving the dead letter of an earlier change would restore the row (I4).
-            let state_key = keys::row_of_missing_key(&key);
-            if state_key != whole_table && step.state.get(&state_key)?.is_none() {
-                let row = Row {
-                    version: input.version,
-                    deleted_ms: Some(step.context.now),
-                    ..Row::default()
-                };
-                put_row(&state_key, None, &row, step.state);
-            }
-            self.remove_missing(input.table, &key, step.state, step.output);
-        }
-        Ok(())
-    }
-
-    /// Removes the missing entries of the rows in the range of a snapshot chunk; `low` is the chunk's low watermark.
-    pub(super) fn cover_chunk(
-        &mut self,
-        input: &ChangeRecord<'_>,
-        low: Version,
-        end: &ChunkEnd,
-        step: &mut Step<'_>,
-    ) -> Result<()> {
-        // At or below the floor, the rows of the chunk may have been ignored, so the chunk proves nothing.
-        if low <= self.floor {
-            return Ok(());
-        }
-        // A change that is missing from the chunk itself has the chunk's position, which may be just below `low` (ADR
-        // 3).
-        let chunk = (input.version.source_epoch, input.version.position);
-        self.cover(input, low, step, &|key, missing| {
-            let covered = if key.is_empty() {
-                end.is_whole_table()
-            } else {
-                end.contains(key)
+    /// Removes a missing entry, because a sweep proves the state of its row.
+    pub(super) fn cover(&mut self, sweep: &Sweep, key: &[u8], step: &mut Step<'_>) -> Result<()> {
+        // The state has no such row, and the sweep proves that the row is deleted. Store that, because otherwise redriving
+        // the dead letter of an earlier change would restore the row (I4).
+        let state_key = keys::row_of_missing_key(key);
+        if state_key != keys::whole_table_key(&sweep.table) && step.state.get(&state_key)?.is_none() {
+            let row = Row {
+                version: sweep.at,
+                deleted_ms: Some(step.context.now),
+                ..Row::default()
             };
-            covered && (missing.source_epoch, missing.position) != chunk
-        })?;
-        if end.last {
-            // Clears a mark that was set by an earlier release, which had no missing entries.
-            self.update_stale_mark(input.table, step.output);
+            put_row(&state_key, None, &row, step.state);
         }
+        self.remove_missing(&sweep.table, key, step.state, step.output);
         Ok(())
     }
 
@@ -248,7 +158,7 @@ impl SyncViews {
     }
 
     /// Writes the stale marks of a table again if the last ones are no longer correct.
-    fn update_stale_mark(&mut self, table: &str, output: &mut Output) {
+    pub(super) fn update_stale_mark(&mut self, table: &str, output: &mut Output) {
         let stale = self.stream.missing.contains_key(table);
         if stale == self.stream.stale.contains(table) {
             return;

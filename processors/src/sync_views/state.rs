@@ -9,8 +9,12 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use streams::Error;
 
-/// Format of the values here.
+/// Format of the values here, except [`StreamState`].
 pub(super) const FORMAT: u8 = 1;
+
+/// Format of [`StreamState`]. Format 1 has no `waiting_end`. A release that does not know jobs must not continue them, so it
+/// must reject the state.
+const STREAM_FORMAT: u8 = 2;
 
 /// Key of [`StreamState`].
 pub const STREAM: &[u8] = b"[\"source\"]";
@@ -63,7 +67,26 @@ pub struct Row {
     pub kept: Vec<(String, Vec<u8>)>,
 }
 
+/// The first part of an encoded [`Row`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowHeader {
+    /// Version.
+    pub version: Version,
+    /// Whether the row is deleted.
+    pub is_deleted: bool,
+}
+
 impl Row {
+    /// Decodes only the first part of an encoded row.
+    pub fn header(bytes: &[u8]) -> Result<RowHeader, StateError> {
+        let mut rest = open(bytes)?;
+        let (version, deleted_ms) = take_header(&mut rest)?;
+        Ok(RowHeader {
+            version,
+            is_deleted: deleted_ms.is_some(),
+        })
+    }
+
     /// Encodes the row, including the format byte.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64 + self.written.len() * 48);
@@ -88,11 +111,7 @@ impl Row {
     /// Decodes the output of [`Self::encode`].
     pub fn decode(bytes: &[u8]) -> Result<Row, StateError> {
         let mut rest = open(bytes)?;
-        let version = take::<17>(&mut rest).and_then(|v| Version::from_bytes(&v).ok());
-        let version = version.ok_or(StateError::Damaged("a version"))?;
-        let deleted = take::<8>(&mut rest)
-            .map(i64::from_be_bytes)
-            .ok_or(StateError::Damaged("a time"))?;
+        let (version, deleted_ms) = take_header(&mut rest)?;
         let damaged = StateError::Damaged("an output");
         let mut written = Vec::new();
         for _ in 0..take_len(&mut rest).ok_or(damaged.clone())? {
@@ -118,10 +137,64 @@ impl Row {
         }
         Ok(Row {
             version,
-            deleted_ms: (deleted != i64::MIN).then_some(deleted),
+            deleted_ms,
             written,
             kept,
         })
+    }
+}
+
+/// Version of a row, and when it was deleted.
+fn take_header(rest: &mut &[u8]) -> Result<(Version, Option<i64>), StateError> {
+    let version = take::<17>(rest).and_then(|v| Version::from_bytes(&v).ok());
+    let version = version.ok_or(StateError::Damaged("a version"))?;
+    let deleted = take::<8>(rest).map(i64::from_be_bytes);
+    let deleted = deleted.ok_or(StateError::Damaged("a time"))?;
+    Ok((version, (deleted != i64::MIN).then_some(deleted)))
+}
+
+/// The missing entry of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Missing {
+    /// Version of the newest missing change.
+    pub(super) newest: Version,
+    /// Whether it is the only missing change.
+    pub(super) only: bool,
+}
+
+impl Missing {
+    pub(super) fn encode(self) -> Vec<u8> {
+        [&[FORMAT], self.newest.to_bytes().as_slice(), &[u8::from(self.only)]].concat()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Missing, StateError> {
+        let read = |rest: &[u8]| {
+            let (version, rest) = rest.split_first_chunk::<17>()?;
+            let newest = Version::from_bytes(version).ok()?;
+            Some(Missing {
+                newest,
+                only: rest == [1],
+            })
+        };
+        read(open(bytes)?).ok_or(StateError::Damaged("a missing entry"))
+    }
+}
+
+/// A transaction end marker that is written when the jobs have ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingEnd {
+    /// Version of the last record, in hexadecimal.
+    pub last: String,
+    /// Commit time of the source transaction in ms.
+    pub at_ms: i64,
+}
+
+impl WaitingEnd {
+    /// Version of the last record.
+    pub(super) fn version(&self) -> Result<Version, Error> {
+        self.last
+            .parse()
+            .map_err(|_| damaged(&StateError::Damaged("the version of a waiting end")))
     }
 }
 
@@ -144,6 +217,9 @@ pub struct StreamState {
     /// Tables that have rows with missing entries, and the number of such rows.
     #[serde(default)]
     pub missing: BTreeMap<String, u64>,
+    /// The end of the last source transaction, if it is not visible yet because a job has not ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_end: Option<WaitingEnd>,
 }
 
 impl StreamState {
@@ -157,19 +233,24 @@ impl StreamState {
             floor: Version::default().to_string(),
             stale: BTreeSet::new(),
             missing: BTreeMap::new(),
+            waiting_end: None,
         }
     }
 
     /// Encodes the state, including the format byte.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![FORMAT];
+        let mut out = vec![STREAM_FORMAT];
         serde_json::to_writer(&mut out, self).expect("numbers and strings always have a JSON form");
         out
     }
 
     /// Decodes the output of [`Self::encode`].
     pub fn decode(bytes: &[u8]) -> Result<StreamState, StateError> {
-        serde_json::from_slice(open(bytes)?).map_err(|_| StateError::Damaged("the source stream"))
+        let rest = match bytes.split_first() {
+            Some((&STREAM_FORMAT, rest)) => rest,
+            _ => open(bytes)?,
+        };
+        serde_json::from_slice(rest).map_err(|_| StateError::Damaged("the source stream"))
     }
 }
 
@@ -238,6 +319,8 @@ mod tests {
                 kept,
             };
             let bytes = row.encode();
+            let is_deleted = deleted_ms.is_some();
+            assert_eq!(Row::header(&bytes), Ok(RowHeader { version, is_deleted }));
             assert_eq!(Row::decode(&bytes), Ok(row));
             for cut in 0..bytes.len() {
                 assert!(Row::decode(&bytes[..cut]).is_err(), "{cut} bytes");

@@ -2,9 +2,10 @@
 //!
 //! Each test contains the whole history of a row. The simulation tests faults and interleaving.
 
+mod jobs;
 mod key_changes;
 
-use super::{Config, SyncViews, Unavailable};
+use super::{Config, StepLimits, SyncViews, Unavailable};
 use event_log::{ErrorAction, NewRecord, RecordBatch, TimestampType, TopicPartition};
 use schemas::events::{ChunkEnd, Event};
 use schemas::headers::{self, Tx};
@@ -93,6 +94,10 @@ struct Harness {
 
 impl Harness {
     fn new() -> Harness {
+        Harness::with_step(StepLimits::default())
+    }
+
+    fn with_step(job_step: StepLimits) -> Harness {
         let rule = ViewRule {
             name: "v".to_owned(),
             bucket: vec![Piece::Column(0)],
@@ -115,6 +120,7 @@ impl Harness {
                 stale: 4,
             },
             horizon_ms: HORIZON,
+            job_step,
             fetch: Arc::new(|id| {
                 (id == KNOWN).then(|| SCHEMA.to_owned()).ok_or(Unavailable {
                     reason: format!("schema {id} is not known"),

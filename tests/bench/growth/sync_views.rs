@@ -6,7 +6,7 @@
 use super::updates::{Figures, Random, Updates, row_number};
 use anyhow::Context;
 use event_log::{ErrorAction, NewRecord, RecordBatch, TimestampType, TopicPartition};
-use processors::sync_views::{Config, SyncViews, Unavailable};
+use processors::sync_views::{Config, StepLimits, SyncViews, Unavailable};
 use schemas::headers::{self, Tx};
 use schemas::version::Lsn;
 use state_store::{Engine, Options, SharedStore, Space};
@@ -122,6 +122,7 @@ fn processor() -> SyncViews {
             stale: 4,
         },
         horizon_ms: i64::MAX / 2,
+        job_step: StepLimits::default(),
         fetch: Arc::new(|id| {
             (id == SCHEMA_ID).then(|| SCHEMA.to_owned()).ok_or(Unavailable {
                 reason: format!("schema {id} is not known"),

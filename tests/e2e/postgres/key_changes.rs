@@ -46,6 +46,7 @@ fn sync_views(setting: &Setting) -> StepDriver {
             stale: 4,
         },
         horizon_ms: 1_000_000,
+        job_step: sync_views::StepLimits::default(),
         fetch: Arc::new(move |id| {
             let text = registry.by_id(SchemaId(id));
             text.map(|text| text.to_string()).map_err(|e| Unavailable {

@@ -43,7 +43,7 @@ pub fn note_of(note: u8) -> String {
 }
 
 /// A change of a row in a transaction.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Change {
     key: i64,
     /// `None` deletes.
@@ -52,6 +52,8 @@ struct Change {
     same_note: bool,
     /// In a key change: for the tombstone the new key, for the row the old key.
     other_key: Option<i64>,
+    /// Whether the change deletes all rows of the table; it then has no key.
+    truncates: bool,
 }
 
 /// Rows of a source by key.
@@ -153,11 +155,17 @@ impl Source {
         }
     }
 
-    /// A transaction of up to three changes, where keys may change.
+    /// A transaction of up to three changes, where keys may change. Some begin with a TRUNCATE.
     pub fn change(&mut self, rng: &mut Rng) {
         let mut db = self.db.last().expect("the database begins empty").clone();
         let mut changes = Vec::new();
-        if rng.chance(0.3) {
+        if rng.chance(0.08) {
+            let truncate = Change {
+                truncates: true,
+                ..Change::default()
+            };
+            apply(&mut db, truncate, &mut changes);
+        } else if rng.chance(0.3) {
             // Several key changes in a row may return a row to its key or exchange the keys of two rows.
             for _ in 0..1 + rng.below(3) {
                 self.move_row(&mut db, rng, &mut changes);
@@ -177,7 +185,7 @@ impl Source {
                 key,
                 value,
                 same_note,
-                other_key: None,
+                ..Change::default()
             };
             apply(&mut db, change, &mut changes);
         }
@@ -199,15 +207,15 @@ impl Source {
         }
         let tombstone = Change {
             key: from,
-            value: None,
-            same_note: false,
             other_key: Some(to),
+            ..Change::default()
         };
         let row = Change {
             key: to,
             value: Some(value),
             same_note,
             other_key: Some(from),
+            ..Change::default()
         };
         apply(db, tombstone, changes);
         apply(db, row, changes);
@@ -347,7 +355,8 @@ impl Source {
             position: 2 * u64::try_from(self.next).unwrap() + 1,
             ordinal: u32::try_from(self.ordinal).unwrap(),
         };
-        self.streamed.insert(key, self.next);
+        let changed: &[i64] = if change.truncates { &self.keys } else { &[key] };
+        self.streamed.extend(changed.iter().map(|key| (*key, self.next)));
         self.ordinal += 1;
         let last = self.ordinal == self.txs[self.next].len();
         if last {
@@ -356,7 +365,10 @@ impl Source {
         // During a snapshot, a streamed row may replace a row of a chunk, so it must be complete.
         let omit_note = change.same_note && self.todo.is_empty();
         let value = change.value.map(|value| framed(value, omit_note));
-        let mut row = self.row(&self.key(key), value, at, last);
+        broker.note(if change.truncates { "truncate" } else { "change" });
+        let row_key = change.truncates.then(|| format!("[\"{}\"]", self.name));
+        let row_key = row_key.unwrap_or_else(|| self.key(key));
+        let mut row = self.row(&row_key, value, at, last);
         if let Some(other) = change.other_key {
             let name = if row.value.is_some() {
                 headers::MOVED_FROM
@@ -493,6 +505,7 @@ fn any_note(rng: &mut Rng) -> u8 {
 
 fn apply(db: &mut Rows, change: Change, changes: &mut Vec<Change>) {
     match change.value {
+        None if change.truncates => db.clear(),
         Some(value) => drop(db.insert(change.key, value)),
         None => drop(db.remove(&change.key)),
     }
