@@ -220,6 +220,9 @@ pub enum TopologyCommand {
         /// Topology file.
         #[arg(default_value = "topology.toml")]
         file: PathBuf,
+        /// The topology that runs now: shows what the change does to each view. Exits with 1 if it needs a snapshot.
+        #[arg(long, value_name = "OLD")]
+        against: Option<PathBuf>,
     },
     /// Draw the data flow and list views, buckets, topics and nodes.
     Graph {

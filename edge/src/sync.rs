@@ -36,8 +36,8 @@ pub trait Memberships: Send + Sync {
     /// Why the claims cannot be used, such as too many buckets. The device receives this text.
     fn readable(&self, identity: &Identity) -> Result<Vec<Bucket>, String>;
 
-    /// Hash of the compiled rules. Equal on all edges that run the same topology.
-    fn rules(&self) -> u64;
+    /// Hash of the scopes of all buckets. Equal on all edges that run the same topology.
+    fn scopes(&self) -> u64;
 
     /// Partition count of `view.log`.
     fn partitions(&self) -> i32;
@@ -49,8 +49,8 @@ impl Memberships for Rules {
             .map_err(|e| e.to_string())
     }
 
-    fn rules(&self) -> u64 {
-        self.version()
+    fn scopes(&self) -> u64 {
+        Rules::scopes(self)
     }
 
     fn partitions(&self) -> i32 {
@@ -228,7 +228,7 @@ impl Polls {
                 owner,
                 readable: &readable,
                 cursor,
-                rules: polls.context.memberships.rules(),
+                scopes: polls.context.memberships.scopes(),
                 rows_max,
                 bytes_max: polls.limits().page_bytes_max,
                 now: polls.context.clock.now_ms(),

@@ -7,7 +7,7 @@ pub mod keys;
 mod schema;
 mod sweep;
 
-pub use change::{Change, ChangeRecord, ChunkEnd, KeyChange, Kind, Replayed, dead_letter_offset, row_of, table_of};
+pub use change::{Change, ChangeRecord, KeyChange, Kind, Replayed, dead_letter_offset, row_of, table_of};
 pub use chunk::KeySpan;
 pub use schema::{FetchSchema, Unavailable, schema_id};
-pub use sweep::{Found, StepLimits, Sweep, find};
+pub use sweep::{StepLimits, Sweep, find};

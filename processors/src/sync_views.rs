@@ -26,16 +26,17 @@ use crate::input::{Change, ChangeRecord, KeyChange, Kind, Replayed, keys};
 use crate::step::Step;
 use binding::Bindings;
 use event_log::{Millis, RecordRef, RecordSlice};
-use jobs::Jobs;
+use jobs::{Job, Jobs, Rebuild, Work};
 use key_change::{Applied, Origin};
 use schemas::version::Version;
-use state::{Row, STREAM, StateError, StreamState, WaitingEnd, WrittenRow, damaged};
+use state::{Image, Row, RuleVersions, STREAM, StateError, StreamState, TransactionEnd, WrittenRow, damaged};
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use streams::{Context, Error, Output, Processor, Result, Stage, State, Timer};
 use view_log::{ViewLog, ViewRow};
 use views::record;
-use views::rules::{Relation, SourceRules, ViewOutputs};
+use views::rules::{Kept, Relation, SourceRules, ViewOutputs};
 
 /// Maximum number of deleted rows that are removed from the state per commit, so that a commit stays short.
 const FORGET_MAX: usize = 256;
@@ -76,6 +77,8 @@ pub struct SyncViews {
     last: Version,
     outputs: ViewOutputs,
     jobs: Jobs,
+    /// Last version and commit time in ms of the last source transaction that ended.
+    ended: Option<(Version, Millis)>,
 }
 
 /// Where the rows of a change are written.
@@ -103,6 +106,7 @@ impl SyncViews {
             last: Version::default(),
             outputs: ViewOutputs::default(),
             jobs: Jobs::new(config.job_step),
+            ended: None,
             config,
         }
     }
@@ -174,7 +178,7 @@ impl SyncViews {
         };
         match &input.kind {
             Kind::Row(change) => self.apply_row(input, &relation, change, step),
-            Kind::Truncate | Kind::ChunkEnd(_) => Ok(self.start_job(input, step)?),
+            Kind::Truncate | Kind::ChunkEnd(_) => Ok(self.start_sweep(input, step)?),
             Kind::Missing { state_key } => {
                 self.sweep_row(input.table, state_key, step)?;
                 let known = match step.state.get(state_key)? {
@@ -219,17 +223,21 @@ impl SyncViews {
         match change.value {
             Some(value) => {
                 let bound = self.bindings.get(value, input.table, relation)?;
-                let kept = match &origin {
+                let kept: &[Kept] = match &origin {
                     Some(origin) => origin.kept(),
-                    None if was_deleted.is_none() => std::mem::take(&mut row.kept),
+                    None if was_deleted.is_none() => &row.kept,
                     // The kept values of a deleted row belong to the same row under its new key, not to another row
                     // under the old key.
-                    None => Vec::new(),
+                    None => &[],
                 };
                 let body = value.get(schemas::wire::FRAME_LENGTH..).unwrap_or_default();
                 let evaluated = bound.evaluate(body, kept, &mut self.outputs);
                 let evaluated = evaluated.map_err(|e| RecordError::new(Stage::Transformation, e))?;
                 (row.kept, complete) = (evaluated.kept, evaluated.complete);
+                row.image = Image::of(value);
+                if row.image.is_none() {
+                    row.kept.retain(|kept| relation.uses(&kept.name));
+                }
                 row.deleted_ms = None;
             }
             None => {
@@ -237,6 +245,7 @@ impl SyncViews {
                 if change.key_change != KeyChange::Leaves || was_deleted.is_some() {
                     row.kept.clear();
                 }
+                row.image = None;
                 row.deleted_ms = Some(step.context.now);
             }
         }
@@ -276,7 +285,7 @@ impl SyncViews {
         for old in written.iter() {
             let stays = outputs
                 .iter()
-                .any(|o| relation.view(o.view) == old.view && o.bucket == old.bucket);
+                .any(|o| (relation.view(o.view), o.bucket, o.partition) == (&*old.view, &*old.bucket, old.partition));
             if !stays {
                 self.write_removal(old, target.row_key, target.version, output);
             }
@@ -285,9 +294,9 @@ impl SyncViews {
         for view_output in outputs.iter() {
             let view = relation.view(view_output.view);
             let hash = xxhash_rust::xxh3::xxh3_128(view_output.json);
-            let same = written
-                .iter()
-                .any(|w| w.view == view && w.bucket == view_output.bucket && w.hash == hash);
+            let same = written.iter().any(|w| {
+                (&*w.view, &*w.bucket, w.partition, w.hash) == (view, view_output.bucket, view_output.partition, hash)
+            });
             if !same {
                 let row = ViewRow {
                     bucket: view_output.bucket,
@@ -333,12 +342,37 @@ impl SyncViews {
         if self.stream.open {
             return;
         }
+        self.ended = Some((self.last, at_ms));
+        self.stream_dirty = true;
         if self.jobs.is_empty() {
-            self.stream_dirty |= self.stream.waiting_end.take().is_some();
             self.end_transaction(at_ms, output);
-        } else {
-            let last = self.last.to_string();
-            self.stream.waiting_end = Some(WaitingEnd { last, at_ms });
+        }
+    }
+
+    /// Starts the jobs that rebuild the views of the tables whose rules have changed since the rows were written.
+    fn compare_rules(&mut self) {
+        let rules = rule_versions(&self.config.rules);
+        // A state of format 1 does not have the rules with which its rows were written.
+        let before = self
+            .stream
+            .rules
+            .replace(rules.clone())
+            .unwrap_or_else(|| rules.clone());
+        let tables: BTreeSet<&String> = before.keys().chain(rules.keys()).collect();
+        for table in tables {
+            let (old, new) = (before.get(table), rules.get(table));
+            if old == new {
+                continue;
+            }
+            let views = old.into_iter().flat_map(|views| views.keys());
+            let exists = |view: &String| new.is_some_and(|views| views.contains_key(view));
+            let rebuild = Rebuild {
+                table: table.clone(),
+                removed: views.filter(|view| !exists(view)).cloned().collect(),
+                is_new: old.is_none(),
+            };
+            tracing::info!(table, removed = ?rebuild.removed, "rules of views have changed, rebuilding");
+            self.jobs.push(Job::new(Work::Rebuild(rebuild)));
             self.stream_dirty = true;
         }
     }
@@ -397,6 +431,7 @@ impl Processor for SyncViews {
         output: &mut Output,
     ) -> Result<()> {
         self.jobs.begin_step();
+        self.bindings.save(state)?;
         let mut step = Step { context, state, output };
         for record in records.iter() {
             self.process_record(record, false, &mut step)?;
@@ -418,11 +453,10 @@ impl Processor for SyncViews {
     fn on_timer(&mut self, context: Context, _timer: &Timer, state: &mut State, output: &mut Output) -> Result<()> {
         self.jobs.timer_fired();
         self.continue_jobs(&mut Step { context, state, output })?;
-        if self.jobs.is_empty()
-            && let Some(end) = self.stream.waiting_end.clone()
-        {
-            self.last = end.version()?;
-            self.close(end.at_ms, output);
+        if self.jobs.is_empty() && !self.stream.open {
+            let (last, at_ms) = self.ended.unwrap_or_default();
+            self.last = last;
+            self.end_transaction(at_ms, output);
         }
         Ok(())
     }
@@ -437,6 +471,10 @@ impl Processor for SyncViews {
         self.jobs.store(context.now, state);
         if self.stream_dirty {
             self.stream.floor = self.floor.to_string();
+            self.stream.end = self.ended.map(|(last, at_ms)| TransactionEnd {
+                last: last.to_string(),
+                at_ms,
+            });
             state.put(STREAM, self.stream.encode());
             self.stream_dirty = false;
         }
@@ -444,10 +482,15 @@ impl Processor for SyncViews {
     }
 
     fn restore(&mut self, state: &State) -> Result<()> {
-        self.stream_dirty = false;
-        self.stream = match state.get(STREAM)? {
+        let stored = state.get(STREAM)?;
+        // The first commit stores the rules.
+        self.stream_dirty = stored.is_none();
+        self.stream = match stored {
             Some(bytes) => StreamState::decode(&bytes).map_err(|e| damaged(&e))?,
-            None => StreamState::new(&self.config.topic_id),
+            None => StreamState {
+                rules: Some(rule_versions(&self.config.rules)),
+                ..StreamState::new(&self.config.topic_id)
+            },
         };
         if self.stream.topic_id != self.config.topic_id {
             // The topic was deleted and created again. Its offsets start at 0 again, so the epoch increases so that
@@ -461,12 +504,30 @@ impl Processor for SyncViews {
             .floor
             .parse()
             .map_err(|_| damaged(&StateError::Damaged("the floor")))?;
-        self.last = match &self.stream.waiting_end {
-            Some(end) => end.version()?,
-            None => self.floor,
+        self.ended = match &self.stream.end {
+            Some(end) => Some((end.version()?, end.at_ms)),
+            None => None,
         };
-        self.jobs.restore(state)
+        self.last = self.ended.map_or(self.floor, |(last, _)| last);
+        self.bindings.restored();
+        self.jobs.restore(state)?;
+        self.compare_rules();
+        Ok(())
     }
+
+    fn wants_commit(&self) -> bool {
+        self.jobs.is_dirty()
+    }
+}
+
+/// The versions of the rules of all views of a source stream.
+fn rule_versions(rules: &SourceRules) -> RuleVersions {
+    let of_table = |relation: &Arc<Relation>| {
+        let versions = relation.versions();
+        let versions = versions.map(|(view, version)| (view.to_owned(), format!("{version:016x}")));
+        (relation.name().to_owned(), versions.collect())
+    };
+    rules.relations().map(of_table).collect()
 }
 
 /// Stores a row. While the row is deleted, it is also in the list of deleted rows; `was_deleted` is the time under

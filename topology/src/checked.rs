@@ -44,8 +44,8 @@ pub struct Topology {
     pub nodes: Vec<Node>,
     /// Number of partitions of `view.log`.
     pub view_log_partitions: i32,
-    /// Hash of everything that determines which rows a device has: buckets, scopes, views, partitions of `view.log`. It
-    /// is part of every cursor. Memberships are not included, because they are evaluated at every poll.
+    /// Hash of everything that determines which rows a device has: buckets, scopes, views, partitions of `view.log`.
+    /// Memberships are not included, because they are evaluated at every poll.
     pub rules_version: u64,
 }
 

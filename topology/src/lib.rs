@@ -7,6 +7,7 @@
 //! A topology declares what runs; where it runs is process configuration. The check works offline and reports all errors
 //! at once.
 
+pub mod changes;
 mod check;
 mod checked;
 mod columns;

@@ -80,8 +80,8 @@ pub struct Cursor {
     pub log: u64,
     /// Principal and device.
     pub owner: Owner,
-    /// Hash of the compiled rules. Not compared yet.
-    pub rules: u64,
+    /// Hash of the scopes of all buckets. If it differs, a bucket may be in another partition than before.
+    pub scopes: u64,
     /// State in each partition that was ever read.
     pub points: BTreeMap<i32, Point>,
     /// Per partition, the greatest T of all replicas that served a page of this cursor. A replica with a smaller T may
@@ -172,7 +172,7 @@ impl Keyring {
 
 fn encode(cursor: &Cursor, out: &mut Vec<u8>) {
     out.push(u8::from(cursor.round.is_some()) | (u8::from(cursor.complete) << 1));
-    for hash in [cursor.log, cursor.owner.0, cursor.rules] {
+    for hash in [cursor.log, cursor.owner.0, cursor.scopes] {
         out.extend_from_slice(&hash.to_be_bytes());
     }
     push_points(out, &cursor.points);
@@ -289,7 +289,7 @@ impl Bytes<'_> {
 
 fn decode(bytes: &mut Bytes<'_>) -> Option<Cursor> {
     let flags = bytes.byte()?;
-    let (log, owner, rules) = (bytes.fixed()?, Owner(bytes.fixed()?), bytes.fixed()?);
+    let (log, owner, scopes) = (bytes.fixed()?, Owner(bytes.fixed()?), bytes.fixed()?);
     let points = bytes.points()?;
     let mut seen = BTreeMap::new();
     for _ in 0..bytes.number()? {
@@ -310,7 +310,7 @@ fn decode(bytes: &mut Bytes<'_>) -> Option<Cursor> {
     all_read.then_some(Cursor {
         log,
         owner,
-        rules,
+        scopes,
         points,
         seen,
         covered,
@@ -328,7 +328,7 @@ mod tests {
         Cursor {
             log: 7,
             owner: Owner::new("main/42", "phone"),
-            rules: 9,
+            scopes: 9,
             points: [(0, point(12, 13, 1_700_000_000_000)), (5, point(-1, 0, 4))].into(),
             seen: [(0, 12), (5, i64::MAX)].into(),
             covered: vec![BucketId(1), BucketId(u64::MAX)],

@@ -26,8 +26,8 @@ pub struct DeltaRequest<'a> {
     pub readable: &'a [Bucket],
     /// The cursor; `None` if the device sent none or it could not be decrypted.
     pub cursor: Option<Cursor>,
-    /// Hash of the compiled rules.
-    pub rules: u64,
+    /// Hash of the scopes of all buckets.
+    pub scopes: u64,
     /// Maximum resets and changes of a page; at least 1.
     pub rows_max: usize,
     /// Approximate maximum bytes of rows of a page. One row is always sent.
@@ -113,7 +113,8 @@ pub fn delta(replica: &Replica, request: &DeltaRequest<'_>) -> Result<DeltaResul
         partitions.insert(partition, state);
     }
     let horizon = request.now - replica.times().horizon_ms();
-    let old = cursor.is_some_and(|c| oldest(c) < horizon);
+    // With other scopes, the rows of a bucket may come from another partition, where the points of the cursor mean nothing.
+    let old = cursor.is_some_and(|c| oldest(c) < horizon || c.scopes != request.scopes);
     // Checked before the horizon: a full reset to an older T would return the device to an older state (I4).
     if cursor.is_some_and(|c| behind(c, &partitions)) {
         return Ok(DeltaResult::Behind);
@@ -163,7 +164,7 @@ fn empty_cursor(replica: &Replica, request: &DeltaRequest<'_>, old: Option<&Curs
     Cursor {
         log: replica.log(),
         owner: request.owner,
-        rules: request.rules,
+        scopes: request.scopes,
         points: BTreeMap::new(),
         seen: old.map(|c| c.seen.clone()).unwrap_or_default(),
         covered: Vec::new(),
@@ -261,7 +262,7 @@ impl Pager<'_> {
         let mut cursor = Cursor {
             seen,
             complete,
-            rules: self.request.rules,
+            scopes: self.request.scopes,
             round: None,
             ..self.base
         };

@@ -6,7 +6,7 @@
 mod bound;
 mod compile;
 
-pub use bound::{BindError, Bound, EvaluateError, Evaluated};
+pub use bound::{BindError, Bound, EvaluateError, Evaluated, Kept};
 pub use compile::Rules;
 
 use std::collections::BTreeMap;
@@ -41,6 +41,11 @@ impl SourceRules {
     /// Name of the event type or processor, if each record of the topic is a source transaction.
     pub fn event(&self) -> Option<&str> {
         self.event.as_deref()
+    }
+
+    /// All tables, or the event type, that views read.
+    pub fn relations(&self) -> impl Iterator<Item = &Arc<Relation>> {
+        self.relations.values()
     }
 
     /// Views whose input is a table or event type; `None` if no view reads it.
@@ -81,6 +86,16 @@ impl Relation {
         self.views.iter().map(|v| v.name.as_str())
     }
 
+    /// Whether a view uses this column.
+    pub fn uses(&self, column: &str) -> bool {
+        self.columns.iter().flatten().any(|used| used == column)
+    }
+
+    /// Names of the views with the versions of their rules.
+    pub fn versions(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.views.iter().map(|v| (v.name.as_str(), v.version))
+    }
+
     /// Name of the view with the index [`ViewOutput::view`].
     pub fn view(&self, index: usize) -> &str {
         self.views.get(index).map_or("", |v| &v.name)
@@ -92,6 +107,8 @@ impl Relation {
 pub struct ViewRule {
     /// Name.
     pub name: String,
+    /// Hash of everything that determines the contents of the view. If it changes, the view is rebuilt.
+    pub version: u64,
     /// Template of the bucket name.
     pub bucket: Vec<Piece>,
     /// Template of the scope name.

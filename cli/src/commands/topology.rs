@@ -29,7 +29,11 @@ pub fn accept(outcome: Outcome) -> Result<Topology> {
 /// Runs the subcommand.
 pub fn run(output: Output, command: &TopologyCommand) -> Result<()> {
     match command {
-        TopologyCommand::Check { file } => check(output, file),
+        TopologyCommand::Check { file, against: None } => check(output, file),
+        TopologyCommand::Check {
+            file,
+            against: Some(old),
+        } => compare(output, file, old),
         TopologyCommand::Graph { file, format } => {
             let topology = load(file)?;
             if output == Output::Json {
@@ -72,6 +76,37 @@ fn graph(topology: &Topology) -> Value {
         "processors": processors.collect::<Vec<_>>(),
         "links": links.collect::<Vec<_>>(),
     })
+}
+
+/// Prints what the change from the topology `old` does to each view. Fails if something remains to be done.
+fn compare(output: Output, file: &Path, old: &Path) -> Result<()> {
+    let (new, old) = (load(file)?, load(old)?);
+    if new.name != old.name {
+        bail!(
+            "topology {} cannot replace topology {}; their topics have different names",
+            new.name,
+            old.name
+        );
+    }
+    if new.view_log_partitions != old.view_log_partitions {
+        bail!(
+            "[view_log].partitions cannot change from {} to {}; restore the old number",
+            old.view_log_partitions,
+            new.view_log_partitions
+        );
+    }
+    let changes = topology::changes::compare(&old, &new);
+    let items = changes.iter().map(|change| {
+        json!({
+            "view": change.view, "effect": change.effect.name(), "reason": change.reason, "fix": change.fix,
+        })
+    });
+    let items: Vec<Value> = items.collect();
+    print::items(output, &items, &["view", "effect", "reason", "fix"])?;
+    if changes.iter().any(|change| change.effect.needs_action()) {
+        return Err(Failed.into());
+    }
+    Ok(())
 }
 
 fn check(output: Output, file: &Path) -> Result<()> {

@@ -136,7 +136,7 @@ mod tests {
         Cursor {
             log: 1,
             owner: Owner::new("main:42", "phone"),
-            rules: 2,
+            scopes: 2,
             points: [].into(),
             seen: [].into(),
             covered: vec![],

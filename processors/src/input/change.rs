@@ -77,6 +77,8 @@ pub struct ChunkEnd {
     pub low: u64,
     /// Whether this is the last chunk of the table's snapshot.
     pub last: bool,
+    /// Id of the snapshot.
+    pub snapshot: String,
     /// Key of the first row of the range, as a JSON array; `None` for the first row of the table.
     pub(super) from: Option<String>,
     /// Key of the last row of the range, as a JSON array; `None` for the last row of the table.
@@ -246,6 +248,7 @@ fn chunk_end(value: Option<&[u8]>) -> Result<ChunkEnd, RecordError> {
     Ok(ChunkEnd {
         low: low.0,
         last: end.is_final,
+        snapshot: end.snapshot.to_owned(),
         from,
         to,
     })

@@ -35,6 +35,11 @@ impl KeySpan {
 }
 
 impl ChunkEnd {
+    /// Whether the range begins with the first row of the table.
+    pub fn is_first(&self) -> bool {
+        self.from.is_none()
+    }
+
     /// Whether the chunk contains all rows of the table.
     pub fn is_whole_table(&self) -> bool {
         self.from.is_none() && self.to.is_none()
@@ -150,6 +155,7 @@ mod tests {
         ChunkEnd {
             low: 1,
             last: false,
+            snapshot: "s".into(),
             from: from.map(|key| format!("[{key}]")),
             to: to.map(|key| format!("[{key}]")),
         }

@@ -4,7 +4,7 @@
 //! crash repeats nothing and skips nothing. While a job exists, a timer is set.
 
 use super::state::{StateError, damaged};
-use crate::input::{StepLimits, Sweep};
+use crate::input::{KeySpan, StepLimits, Sweep};
 use event_log::Millis;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -18,27 +18,68 @@ const JOB: &[u8] = b"[\"job\",";
 /// Key of the timer of the next step.
 const TIMER: &str = "job";
 
-/// What a job does next.
+/// What a job visits next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Phase {
-    /// Removes rows.
+    /// Rows.
     Rows,
-    /// Removes missing entries.
+    /// Missing entries.
     Missing,
+}
+
+/// What a job does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Work {
+    /// Removes rows that a record shows to be gone, and missing entries whose rows it proves.
+    Sweep(TableSweep),
+    /// Writes the rows of a table as changed rules require.
+    Rebuild(Rebuild),
+}
+
+/// The removal of rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct TableSweep {
+    pub(super) sweep: Sweep,
+    /// Whether missing entries are removed.
+    pub(super) covers: bool,
+}
+
+/// The rebuild of the views of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Rebuild {
+    pub(super) table: String,
+    /// Views that do not exist any more.
+    pub(super) removed: Vec<String>,
+    /// Whether no view read the table before, so that the state does not contain its rows.
+    pub(super) is_new: bool,
 }
 
 /// A job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Job {
-    pub(super) sweep: Sweep,
-    /// Whether missing entries are removed.
-    pub(super) covers: bool,
+    pub(super) work: Work,
     pub(super) phase: Phase,
     /// Key at which the next step of the phase continues; empty at its start.
     pub(super) cursor: String,
 }
 
 impl Job {
+    pub(super) fn new(work: Work) -> Job {
+        Job {
+            work,
+            phase: Phase::Rows,
+            cursor: String::new(),
+        }
+    }
+
+    /// Ranges of state keys that contain all rows that the job visits.
+    pub(super) fn spans(&self) -> Vec<KeySpan> {
+        match &self.work {
+            Work::Sweep(of) => of.sweep.spans(),
+            Work::Rebuild(rebuild) => vec![KeySpan::of_table(&rebuild.table)],
+        }
+    }
+
     fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         serde_json::to_writer(&mut out, self).expect("strings and numbers always have a JSON form");
@@ -144,10 +185,18 @@ impl Jobs {
         }
     }
 
-    /// The jobs of a table, in order.
-    pub(super) fn of_table(&self, table: &str) -> Vec<Job> {
-        let jobs = self.queue.iter().map(|queued| &queued.job);
-        jobs.filter(|job| job.sweep.table == table).cloned().collect()
+    /// The sweeps of a table, in order.
+    pub(super) fn sweeps_of(&self, table: &str) -> Vec<TableSweep> {
+        let sweep = |queued: &Queued| match &queued.job.work {
+            Work::Sweep(of) if of.sweep.table == table => Some(of.clone()),
+            Work::Sweep(_) | Work::Rebuild(_) => None,
+        };
+        self.queue.iter().filter_map(sweep).collect()
+    }
+
+    /// Whether a job is not stored yet.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.queue.iter().any(|queued| queued.is_dirty)
     }
 
     /// Stores the jobs, and sets the timer of the next step. Called before each commit, so that each transaction contains

@@ -8,6 +8,7 @@
 use super::state::{Row, damaged};
 use crate::input::{Change, ChangeRecord, KeyChange, keys};
 use streams::{Result, State};
+use views::rules::Kept;
 
 /// The old key of a row whose key changed.
 pub(super) struct Origin {
@@ -32,8 +33,8 @@ impl Origin {
     }
 
     /// Values of columns that the source may have omitted.
-    pub(super) fn kept(&self) -> Vec<(String, Vec<u8>)> {
-        self.row.as_ref().map(|row| row.kept.clone()).unwrap_or_default()
+    pub(super) fn kept(&self) -> &[Kept] {
+        self.row.as_ref().map_or(&[], |row| row.kept.as_slice())
     }
 }
 

@@ -84,10 +84,12 @@ const INPUTS: [InputTopic; 3] = [
     },
 ];
 
-fn rules(input: &InputTopic) -> Arc<SourceRules> {
+/// The rules of an input's view. They change while the simulation runs: `pad` is a field of the view or not.
+fn rules(input: &InputTopic, pad: bool) -> Arc<SourceRules> {
     let (topic, view) = (input.name, input.view);
     let rule = ViewRule {
         name: view.to_owned(),
+        version: u64::from(pad),
         bucket: vec![Piece::Column(0), Piece::Column(1)],
         scope: vec![Piece::Column(0)],
         filter: None,
@@ -95,6 +97,7 @@ fn rules(input: &InputTopic) -> Arc<SourceRules> {
             .map(str::to_owned)
             .into_iter()
             .zip(2..)
+            .take(2 + usize::from(pad))
             .collect(),
     };
     let columns = ["scope", "name", "value", "note", "pad"]
@@ -111,6 +114,8 @@ struct Views {
     events: Events,
     readers: Option<Readers>,
     snapshots: u32,
+    /// The rules of processes that start.
+    pad: bool,
 }
 
 impl Views {
@@ -120,6 +125,7 @@ impl Views {
             events: Events::default(),
             readers: None,
             snapshots: 0,
+            pad: true,
         }
     }
 
@@ -141,6 +147,10 @@ impl Views {
             275..287 => source.redrive(broker, rng),
             287..290 => source.lose_slot(),
             290..294 => source.snapshot(),
+            300..305 => {
+                broker.note("rules changed");
+                self.pad = !self.pad;
+            }
             294..300 => broker.pass(rng.pick(&[300, 900, 3000, 6000])),
             _ => {}
         }
@@ -170,7 +180,7 @@ impl Scenario for Views {
     }
 
     fn program(&self) -> Self::Program {
-        INPUTS.iter().map(rules).collect()
+        INPUTS.iter().map(|input| rules(input, self.pad)).collect()
     }
 
     fn application(inputs: &Self::Program, log: &ProcessLog, config: &mut Config) -> Application {
@@ -328,6 +338,7 @@ fn devices_under_random_faults_hold_the_view_of_the_whole_history() {
         "cleaned",
         "tombstones cleaned",
         "truncate",
+        "rules changed",
         "key change",
         "key change without the note",
         "dead letter",

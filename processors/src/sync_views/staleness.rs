@@ -130,16 +130,20 @@ impl SyncViews {
 
     /// Removes a missing entry, because a sweep proves the state of its row.
     pub(super) fn cover(&mut self, sweep: &Sweep, key: &[u8], step: &mut Step<'_>) -> Result<()> {
-        // The state has no such row, and the sweep proves that the row is deleted. Store that, because otherwise redriving
-        // the dead letter of an earlier change would restore the row (I4).
+        // The state has no such row, or it was deleted before the missing change, and the sweep proves that the row is
+        // deleted. Store that, because otherwise redriving the dead letter of an earlier change would restore the row (I4).
         let state_key = keys::row_of_missing_key(key);
-        if state_key != keys::whole_table_key(&sweep.table) && step.state.get(&state_key)?.is_none() {
-            let row = Row {
-                version: sweep.at,
+        let row = match step.state.get(&state_key)? {
+            Some(bytes) => Row::decode(&bytes).map_err(|e| damaged(&e))?,
+            None => Row {
                 deleted_ms: Some(step.context.now),
                 ..Row::default()
-            };
-            put_row(&state_key, None, &row, step.state);
+            },
+        };
+        let is_older = row.deleted_ms.is_some() && row.version < sweep.at;
+        if state_key != keys::whole_table_key(&sweep.table) && is_older {
+            let version = sweep.at;
+            put_row(&state_key, row.deleted_ms, &Row { version, ..row }, step.state);
         }
         self.remove_missing(&sweep.table, key, step.state, step.output);
         Ok(())
@@ -163,20 +167,45 @@ impl SyncViews {
         if stale == self.stream.stale.contains(table) {
             return;
         }
+        // If no view reads the table any more, `views_changed` clears the marks.
+        let Some(relation) = self.config.rules.relation(table).cloned() else {
+            return;
+        };
         if stale {
             self.stream.stale.insert(table.to_owned());
         } else {
             self.stream.stale.remove(table);
         }
         self.stream_dirty = true;
-        let Some(relation) = self.config.rules.relation(table).cloned() else {
-            return;
-        };
-        // Every partition gets the mark, because a device reads only some partitions.
         for view in relation.views() {
-            for partition in 0..self.config.partitions {
-                self.view_log.stale_mark(view, stale, partition, output);
-                self.stream.touched.insert(partition);
+            self.write_stale_mark(view, stale, output);
+        }
+    }
+
+    /// Writes a mark to every partition, because a device reads only some partitions.
+    fn write_stale_mark(&mut self, view: &str, stale: bool, output: &mut Output) {
+        for partition in 0..self.config.partitions {
+            self.view_log.stale_mark(view, stale, partition, output);
+            self.stream.touched.insert(partition);
+        }
+        self.stream_dirty = true;
+    }
+
+    /// Updates the marks of the views of a table after the rules have changed.
+    pub(super) fn views_changed(&mut self, table: &str, removed: &[String], output: &mut Output) {
+        if !self.stream.stale.contains(table) {
+            return;
+        }
+        for view in removed {
+            self.write_stale_mark(view, false, output);
+        }
+        match self.config.rules.relation(table).cloned() {
+            Some(relation) => relation
+                .views()
+                .for_each(|view| self.write_stale_mark(view, true, output)),
+            None => {
+                self.stream.stale.remove(table);
+                self.stream.missing.remove(table);
             }
         }
     }

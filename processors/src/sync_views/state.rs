@@ -4,15 +4,24 @@
 //! Each value begins with a format byte. A newer format is an error, because a task that ignored it would lose data.
 
 use crate::dead_letter::stop;
+use crate::input::schema_id;
 use schemas::version::Version;
+use schemas::wire::FRAME_LENGTH;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use streams::Error;
+use views::rules::Kept;
 
-/// Format of the values here, except [`StreamState`].
+/// Format of the values here, except [`Row`] and [`StreamState`].
 pub(super) const FORMAT: u8 = 1;
 
-/// Format of [`StreamState`]. Format 1 has no `waiting_end`. A release that does not know jobs must not continue them, so it
+/// Format of [`Row`]. Format 1 has no image.
+const ROW_FORMAT: u8 = 2;
+
+/// Maximum length of the body of an image, so that the row fits a record of the changelog.
+const IMAGE_BYTES_MAX: usize = 256 * 1024;
+
+/// Format of [`StreamState`]. Format 1 has no `end`, `rules` and `snapshots`. A release that does not know jobs must not continue them, so it
 /// must reject the state.
 const STREAM_FORMAT: u8 = 2;
 
@@ -24,7 +33,7 @@ pub const STREAM: &[u8] = b"[\"source\"]";
 pub enum StateError {
     /// A newer release wrote the value.
     #[error(
-        "the state of sync-views has format {found}, but this release reads up to format {FORMAT}; update Trunkline"
+        "the state of sync-views has format {found}, but this release reads up to format {ROW_FORMAT}; update Trunkline"
     )]
     Newer {
         /// The format found.
@@ -62,9 +71,33 @@ pub struct Row {
     pub deleted_ms: Option<i64>,
     /// The outputs that were last written for the row.
     pub written: Vec<WrittenRow>,
-    /// Values of columns that the source may omit when they do not change, by name. A deleted row has them only until
-    /// the same row is written under another key.
-    pub kept: Vec<(String, Vec<u8>)>,
+    /// The row as it was last read, from which a changed view is rebuilt. `None` if the row is deleted, or was last
+    /// written by a release that did not keep it.
+    pub image: Option<Image>,
+    /// Values of columns that the source may omit when they do not change. A deleted row has them only until the same
+    /// row is written under another key.
+    pub kept: Vec<Kept>,
+}
+
+/// A row as a record contains it. Columns that the record omits are in [`Row::kept`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Id of the schema.
+    pub schema: u32,
+    /// Avro body.
+    pub body: Vec<u8>,
+}
+
+impl Image {
+    /// The image of a framed value; `None` if it is too large to keep.
+    pub(super) fn of(value: &[u8]) -> Option<Image> {
+        let schema = schema_id(value)?;
+        let body = value.get(FRAME_LENGTH..)?;
+        (body.len() <= IMAGE_BYTES_MAX).then(|| Image {
+            schema,
+            body: body.to_vec(),
+        })
+    }
 }
 
 /// The first part of an encoded [`Row`].
@@ -79,7 +112,7 @@ pub struct RowHeader {
 impl Row {
     /// Decodes only the first part of an encoded row.
     pub fn header(bytes: &[u8]) -> Result<RowHeader, StateError> {
-        let mut rest = open(bytes)?;
+        let (_, mut rest) = open_row(bytes)?;
         let (version, deleted_ms) = take_header(&mut rest)?;
         Ok(RowHeader {
             version,
@@ -89,8 +122,9 @@ impl Row {
 
     /// Encodes the row, including the format byte.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(64 + self.written.len() * 48);
-        out.push(FORMAT);
+        let body = self.image.as_ref().map_or(&[][..], |image| image.body.as_slice());
+        let mut out = Vec::with_capacity(64 + self.written.len() * 48 + body.len());
+        out.push(ROW_FORMAT);
         out.extend_from_slice(&self.version.to_bytes());
         out.extend_from_slice(&self.deleted_ms.unwrap_or(i64::MIN).to_be_bytes());
         push_len(&mut out, self.written.len());
@@ -100,17 +134,33 @@ impl Row {
             out.extend_from_slice(&row.partition.to_be_bytes());
             out.extend_from_slice(&row.hash.to_be_bytes());
         }
+        out.push(u8::from(self.image.is_some()));
+        if let Some(image) = &self.image {
+            out.extend_from_slice(&image.schema.to_be_bytes());
+            push(&mut out, &image.body);
+        }
         push_len(&mut out, self.kept.len());
-        for (name, value) in &self.kept {
-            push(&mut out, name.as_bytes());
-            push(&mut out, value);
+        for kept in &self.kept {
+            push(&mut out, kept.name.as_bytes());
+            let is_in_body = |at: &usize| body.get(*at..).is_some_and(|rest| rest.starts_with(&kept.value));
+            match kept.at.filter(is_in_body) {
+                Some(at) => {
+                    out.push(1);
+                    push_len(&mut out, at);
+                    push_len(&mut out, kept.value.len());
+                }
+                None => {
+                    out.push(0);
+                    push(&mut out, &kept.value);
+                }
+            }
         }
         out
     }
 
     /// Decodes the output of [`Self::encode`].
     pub fn decode(bytes: &[u8]) -> Result<Row, StateError> {
-        let mut rest = open(bytes)?;
+        let (format, mut rest) = open_row(bytes)?;
         let (version, deleted_ms) = take_header(&mut rest)?;
         let damaged = StateError::Damaged("an output");
         let mut written = Vec::new();
@@ -128,20 +178,54 @@ impl Row {
             };
             written.push({ one }().ok_or(damaged.clone())?);
         }
+        let image = match format {
+            FORMAT => None::<Image>,
+            _ => take_image(&mut rest).ok_or(StateError::Damaged("a row image"))?,
+        };
         let damaged = StateError::Damaged("a kept value");
+        let body = image.as_ref().map_or(&[][..], |image| image.body.as_slice());
         let mut kept = Vec::new();
         for _ in 0..take_len(&mut rest).ok_or(damaged.clone())? {
-            let name = take_text(&mut rest).ok_or(damaged.clone())?;
-            let value = take_bytes(&mut rest).ok_or(damaged.clone())?;
-            kept.push((name, value.to_vec()));
+            kept.push(take_kept(format, body, &mut rest).ok_or(damaged.clone())?);
         }
         Ok(Row {
             version,
             deleted_ms,
             written,
             kept,
+            image,
         })
     }
+}
+
+/// Format of an encoded row, and the rest.
+fn open_row(bytes: &[u8]) -> Result<(u8, &[u8]), StateError> {
+    match bytes.split_first() {
+        Some((&format @ (FORMAT | ROW_FORMAT), rest)) => Ok((format, rest)),
+        Some((&found, _)) => Err(StateError::Newer { found }),
+        None => Err(StateError::Damaged("the format byte")),
+    }
+}
+
+fn take_image(rest: &mut &[u8]) -> Option<Option<Image>> {
+    if take::<1>(rest)? == [0] {
+        return Some(None);
+    }
+    let schema = u32::from_be_bytes(take::<4>(rest)?);
+    let body = take_bytes(rest)?.to_vec();
+    Some(Some(Image { schema, body }))
+}
+
+fn take_kept(format: u8, body: &[u8], rest: &mut &[u8]) -> Option<Kept> {
+    let name = take_text(rest)?;
+    let (value, at) = if format == FORMAT || take::<1>(rest)? == [0] {
+        (take_bytes(rest)?, None)
+    } else {
+        let (at, len) = (take_len(rest)?, take_len(rest)?);
+        (body.get(at..at.checked_add(len)?)?, Some(at))
+    };
+    let value = value.to_vec();
+    Some(Kept { name, value, at })
 }
 
 /// Version of a row, and when it was deleted.
@@ -180,21 +264,33 @@ impl Missing {
     }
 }
 
-/// A transaction end marker that is written when the jobs have ended.
+/// Versions of rules by table and view, in hexadecimal.
+pub type RuleVersions = BTreeMap<String, BTreeMap<String, String>>;
+
+/// A snapshot of a table in ranges. When its last range ends, it has shown every row of the table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WaitingEnd {
+pub struct Snapshot {
+    /// Id of the snapshot.
+    pub id: String,
+    /// Version before which the state of the first range is known, in hexadecimal. Later ranges have greater ones.
+    pub low: String,
+}
+
+/// The end of a source transaction, as its transaction end markers state it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransactionEnd {
     /// Version of the last record, in hexadecimal.
     pub last: String,
     /// Commit time of the source transaction in ms.
     pub at_ms: i64,
 }
 
-impl WaitingEnd {
+impl TransactionEnd {
     /// Version of the last record.
     pub(super) fn version(&self) -> Result<Version, Error> {
         self.last
             .parse()
-            .map_err(|_| damaged(&StateError::Damaged("the version of a waiting end")))
+            .map_err(|_| damaged(&StateError::Damaged("the end of a source transaction")))
     }
 }
 
@@ -217,9 +313,15 @@ pub struct StreamState {
     /// Tables that have rows with missing entries, and the number of such rows.
     #[serde(default)]
     pub missing: BTreeMap<String, u64>,
-    /// The end of the last source transaction, if it is not visible yet because a job has not ended.
+    /// The end of the last source transaction. While a job exists, its markers are not written yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub waiting_end: Option<WaitingEnd>,
+    pub end: Option<TransactionEnd>,
+    /// Versions of the rules with which the rows were written, by table and view. `None` in format 1.
+    #[serde(default)]
+    pub rules: Option<RuleVersions>,
+    /// Snapshots of tables in ranges that have begun and not ended.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub snapshots: BTreeMap<String, Snapshot>,
 }
 
 impl StreamState {
@@ -233,7 +335,9 @@ impl StreamState {
             floor: Version::default().to_string(),
             stale: BTreeSet::new(),
             missing: BTreeMap::new(),
-            waiting_end: None,
+            end: None,
+            rules: None,
+            snapshots: BTreeMap::new(),
         }
     }
 
@@ -311,11 +415,22 @@ mod tests {
             ordinal: 2,
         };
         for deleted_ms in [None, Some(5)] {
-            let kept = vec![("note".to_owned(), b"x".to_vec())];
+            let image = deleted_ms.is_none().then(|| Image {
+                schema: 7,
+                body: b"body x".to_vec(),
+            });
+            let kept = |name: &str, value: &[u8], at| Kept {
+                name: name.to_owned(),
+                value: value.to_vec(),
+                at,
+            };
+            let at = image.as_ref().map(|_| 5);
+            let kept = vec![kept("note", b"x", at), kept("omitted", b"y", None)];
             let row = Row {
                 version,
                 deleted_ms,
                 written: vec![written.clone()],
+                image,
                 kept,
             };
             let bytes = row.encode();
@@ -332,6 +447,6 @@ mod tests {
             ..StreamState::new("id")
         };
         assert_eq!(StreamState::decode(&stream.encode()), Ok(stream));
-        assert_eq!(Row::decode(&[2]), Err(StateError::Newer { found: 2 }));
+        assert_eq!(Row::decode(&[3]), Err(StateError::Newer { found: 3 }));
     }
 }

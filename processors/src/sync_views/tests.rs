@@ -4,6 +4,7 @@
 
 mod jobs;
 mod key_changes;
+mod rules;
 
 use super::{Config, StepLimits, SyncViews, Unavailable};
 use event_log::{ErrorAction, NewRecord, RecordBatch, TimestampType, TopicPartition};
@@ -11,7 +12,7 @@ use schemas::events::{ChunkEnd, Event};
 use schemas::headers::{self, Tx};
 use schemas::ids::SchemaId;
 use schemas::version::Lsn;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use streams_test::StepDriver;
 use views::record::{self, SchemaIds, ViewRecord};
@@ -84,10 +85,53 @@ fn deleted(position: u64, key: &str) -> Change<'_> {
     }
 }
 
+fn rule() -> ViewRule {
+    ViewRule {
+        name: "v".to_owned(),
+        version: 1,
+        bucket: vec![Piece::Column(0)],
+        scope: vec![Piece::Column(0)],
+        filter: None,
+        fields: vec![("note".to_owned(), 1)],
+    }
+}
+
+/// The views of a table with these columns.
+fn relation(table: &str, columns: &[&str], views: Vec<ViewRule>) -> Relation {
+    let columns = columns.iter().map(|name| Some((*name).to_owned())).collect();
+    Relation::new(table, columns, views, 1)
+}
+
+fn processor(relations: Vec<Relation>, job_step: StepLimits) -> SyncViews {
+    SyncViews::new(Config {
+        rules: Arc::new(SourceRules::new("shop.change.t", None, relations)),
+        writer: "p/shop.change.t/id/0".to_owned(),
+        topic_id: "id".to_owned(),
+        view_log: "shop.view.log".into(),
+        partitions: 1,
+        schemas: SchemaIds {
+            row: 1,
+            transaction_end: 2,
+            transaction_begin: 3,
+            stale: 4,
+        },
+        horizon_ms: HORIZON,
+        job_step,
+        fetch: Arc::new(|id| {
+            (id == KNOWN).then(|| SCHEMA.to_owned()).ok_or(Unavailable {
+                reason: format!("schema {id} is not known"),
+                action: ErrorAction::DeadLetter,
+            })
+        }),
+    })
+}
+
 struct Harness {
     driver: StepDriver,
     offset: i64,
     rows: BTreeMap<String, String>,
+    /// The rows as view, key and bucket.
+    keys: BTreeSet<(String, String, String)>,
     stale: bool,
     dead_letters: usize,
 }
@@ -98,40 +142,12 @@ impl Harness {
     }
 
     fn with_step(job_step: StepLimits) -> Harness {
-        let rule = ViewRule {
-            name: "v".to_owned(),
-            bucket: vec![Piece::Column(0)],
-            scope: vec![Piece::Column(0)],
-            filter: None,
-            fields: vec![("note".to_owned(), 1)],
-        };
-        let columns = ["owner", "note"].map(|name| Some(name.to_owned())).to_vec();
-        let rules = SourceRules::new("shop.change.t", None, vec![Relation::new("t", columns, vec![rule], 1)]);
-        let processor = SyncViews::new(Config {
-            rules: Arc::new(rules),
-            writer: "p/shop.change.t/id/0".to_owned(),
-            topic_id: "id".to_owned(),
-            view_log: "shop.view.log".into(),
-            partitions: 1,
-            schemas: SchemaIds {
-                row: 1,
-                transaction_end: 2,
-                transaction_begin: 3,
-                stale: 4,
-            },
-            horizon_ms: HORIZON,
-            job_step,
-            fetch: Arc::new(|id| {
-                (id == KNOWN).then(|| SCHEMA.to_owned()).ok_or(Unavailable {
-                    reason: format!("schema {id} is not known"),
-                    action: ErrorAction::DeadLetter,
-                })
-            }),
-        });
+        let processor = processor(vec![relation("t", &["owner", "note"], vec![rule()])], job_step);
         Harness {
             driver: StepDriver::new("sync-views", Box::new(processor)).unwrap(),
             offset: 0,
             rows: BTreeMap::new(),
+            keys: BTreeSet::new(),
             stale: false,
             dead_letters: 0,
         }
@@ -166,6 +182,14 @@ impl Harness {
     }
 
     fn commit(&mut self) {
+        assert!(
+            self.apply_commit(),
+            "I3: rows of an ended source transaction are still pending"
+        );
+    }
+
+    /// Commits, and returns whether nothing is pending.
+    fn apply_commit(&mut self) -> bool {
         let mut out = RecordBatch::default();
         let view_log = out.intern(&TopicPartition::new("shop.view.log", 0));
         for written in self.driver.commit().unwrap() {
@@ -196,6 +220,11 @@ impl Harness {
             match record::parse(&record).unwrap() {
                 ViewRecord::Row(row) => {
                     let key = row.key.to_owned();
+                    let full = (row.view.to_string(), key.clone(), row.bucket.to_string());
+                    match row.json {
+                        Some(_) => drop(self.keys.insert(full)),
+                        None => drop(self.keys.remove(&full)),
+                    }
                     match row.json {
                         Some(json) => drop(self.rows.insert(key, String::from_utf8(json.to_vec()).unwrap())),
                         None => drop(self.rows.remove(&key)),
@@ -203,10 +232,11 @@ impl Harness {
                 }
                 ViewRecord::Stale { stale, .. } => self.stale = stale,
                 ViewRecord::TransactionEnd { .. } => closed = true,
+                ViewRecord::TransactionBegin { .. } => {}
                 other => panic!("{other:?}"),
             }
         }
-        assert!(closed, "I3: rows of an ended source transaction are still pending");
+        closed
     }
 
     fn feed(&mut self, change: &Change<'_>) {
@@ -239,18 +269,7 @@ impl Harness {
 
     /// The end of a chunk that begins with this key.
     fn chunk_end_from(&mut self, from: Option<&str>, tx: Tx, low_position: u64) {
-        let mut low = Vec::new();
-        Lsn(low_position).write(&mut low);
-        let end = ChunkEnd {
-            table: "t",
-            from,
-            to: None,
-            snapshot: "s",
-            low: std::str::from_utf8(&low).unwrap(),
-            is_final: true,
-        };
-        let mut value = Vec::new();
-        end.write(SchemaId(8), &mut value);
+        let value = chunk_value(from, None, low_position, true);
         self.record("[\"~chunk\",\"t\"]", Some(tx), None, Some(&value));
     }
 
@@ -282,6 +301,23 @@ fn value_of(change: &Change<'_>) -> Option<Vec<u8>> {
         }
         value
     })
+}
+
+/// The value of the end of a chunk.
+fn chunk_value(from: Option<&str>, to: Option<&str>, low_position: u64, is_final: bool) -> Vec<u8> {
+    let mut low = Vec::new();
+    Lsn(low_position).write(&mut low);
+    let end = ChunkEnd {
+        table: "t",
+        from,
+        to,
+        snapshot: "s",
+        low: std::str::from_utf8(&low).unwrap(),
+        is_final,
+    };
+    let mut value = Vec::new();
+    end.write(SchemaId(8), &mut value);
+    value
 }
 
 fn tx(source_epoch: u32, position: u64) -> Tx {

@@ -118,6 +118,15 @@ impl StepDriver {
         self.processor.restore(self.task.state())
     }
 
+    /// Replaces the processor, as a restart with another configuration does. Discards what is not committed.
+    ///
+    /// # Errors
+    /// An error of `restore`.
+    pub fn restart(&mut self, processor: Box<dyn Processor>) -> Result<()> {
+        self.processor = processor;
+        self.abort()
+    }
+
     fn context(&self) -> Context {
         Context {
             now: self.now,

@@ -358,7 +358,7 @@ impl Task {
         // because otherwise no timer would fire before the next record (C13, C15).
         let passed = |bisection: &RecordBisection| bisection.is_passed(positions.iter().copied());
         self.bisection.records = self.bisection.records.take().filter(|bisection| !passed(bisection));
-        self.uncommitted.position_moved = commit_first;
+        self.uncommitted.position_moved = commit_first || self.processor.wants_commit();
         self.restored = restored;
         Ok(())
     }

@@ -102,6 +102,7 @@ fn state_key(row: usize) -> Vec<u8> {
 fn processor() -> SyncViews {
     let rule = ViewRule {
         name: "v".to_owned(),
+        version: 1,
         bucket: vec![Piece::Column(0)],
         scope: vec![Piece::Column(0)],
         filter: None,

@@ -49,7 +49,7 @@ impl Memberships for ClaimedBuckets {
             .collect())
     }
 
-    fn rules(&self) -> u64 {
+    fn scopes(&self) -> u64 {
         1
     }
 

@@ -23,6 +23,7 @@ fn sync_views(setting: &Setting) -> StepDriver {
     let relations = setting.tables.iter().map(|table| {
         let rule = ViewRule {
             name: table.name.to_string(),
+            version: 1,
             bucket: vec![Piece::Column(1)],
             scope: vec![Piece::Column(1)],
             filter: None,

@@ -1,7 +1,7 @@
 //! Rules versions: hashes of everything that determines which rows a device has.
 //!
-//! The order in the file, comments and parameter names do not change a version. If a version changes, every device must
-//! load all rows again, so the hashed texts have a stable format that begins with a format number.
+//! The order in the file, comments and parameter names do not change a version. If the version of a view changes,
+//! all its rows are rebuilt, so the hashed texts have a stable format that begins with a format number.
 
 use crate::checked::{Input, Segment, Topology, View};
 use serde_json::{Value, json};

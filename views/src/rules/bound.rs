@@ -76,6 +76,8 @@ pub struct Bound {
     schema: Schema,
     /// By declared index; `None` for a column that no view uses.
     columns: Vec<Option<Column>>,
+    /// All columns of the schema, which other views may use later.
+    all: Vec<Column>,
     unchanged: Option<usize>,
     /// Whether the schema has the columns in the declared order, so that decoded rows can be used without reordering.
     in_order: bool,
@@ -94,11 +96,23 @@ struct Input<'a, 'r> {
     declared: &'a Row<'r>,
 }
 
+/// The value of a column that the source may omit when the row changes next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// Column.
+    pub name: String,
+    /// Value.
+    pub value: Vec<u8>,
+    /// Where the value begins in the Avro body of the row; `None` if it is not in the body.
+    pub at: Option<usize>,
+}
+
 /// Result of an evaluation, apart from the outputs.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Evaluated {
-    /// Column values to keep for the next evaluation of this row, in case the source omits them then.
-    pub kept: Vec<(String, Vec<u8>)>,
+    /// Column values to keep for the next evaluation of this row, in case the source omits them then. They include
+    /// columns that no view uses, because the rules may change.
+    pub kept: Vec<Kept>,
     /// Whether the row was complete, so that no kept value was used.
     pub complete: bool,
 }
@@ -136,9 +150,19 @@ impl Relation {
             .enumerate()
             .all(|(at, c)| c.as_ref().is_none_or(|c| c.at == at));
         let unchanged = record.position("_unchanged");
+        let fields = record.fields.iter().enumerate();
+        let all = fields
+            .filter(|(at, _)| Some(*at) != unchanged)
+            .map(|(at, field)| Column {
+                name: field.column().to_owned(),
+                at,
+                ty: field.ty,
+            })
+            .collect();
         Ok(Bound {
             relation: self.clone(),
             columns,
+            all,
             unchanged,
             in_order,
             schema,
@@ -151,15 +175,10 @@ impl Bound {
     ///
     /// # Errors
     /// The row does not match its schema, or a condition cannot be evaluated.
-    pub fn evaluate(
-        &self,
-        body: &[u8],
-        kept: Vec<(String, Vec<u8>)>,
-        outputs: &mut ViewOutputs,
-    ) -> Result<Evaluated, EvaluateError> {
+    pub fn evaluate(&self, body: &[u8], kept: &[Kept], outputs: &mut ViewOutputs) -> Result<Evaluated, EvaluateError> {
         let mut row = Row::new();
         self.schema.decode(body, &mut row).map_err(EvaluateError::Decode)?;
-        let complete = self.merge(&mut row, &kept)?;
+        let complete = self.merge(&mut row, kept)?;
         let declared: Option<Row<'_>> = (!self.in_order).then(|| {
             let value = |c: &Option<Column>| c.as_ref().and_then(|c| row.get(c.at).cloned()).unwrap_or(Datum::Null);
             self.columns.iter().map(value).collect()
@@ -172,26 +191,32 @@ impl Bound {
             self.view(index, view, &input, outputs)?;
         }
         Ok(Evaluated {
-            kept: self.keep(&row),
+            kept: self.keep(&row, body),
             complete,
         })
     }
 
     /// Replaces the columns that the source omitted as unchanged with their kept values. Returns false if there were any.
-    fn merge<'k>(&self, row: &mut Row<'k>, kept: &'k [(String, Vec<u8>)]) -> Result<bool, EvaluateError> {
+    fn merge<'k>(&self, row: &mut Row<'k>, kept: &'k [Kept]) -> Result<bool, EvaluateError> {
         let mut complete = true;
         let listed = self.unchanged.and_then(|at| row.get(at));
         let Some(names) = listed.and_then(Datum::as_array).map(<[Datum<'_>]>::to_vec) else {
             return Ok(complete);
         };
         for name in names.iter().filter_map(Datum::as_str) {
-            let Some(column) = self.columns.iter().flatten().find(|c| c.name == name) else {
+            let Some(column) = self.all.iter().find(|c| c.name == name) else {
                 continue;
             };
+            let is_used = self.columns.iter().flatten().any(|used| used.at == column.at);
             let missing = || EvaluateError::Missing {
                 column: name.to_owned(),
             };
-            let (_, value) = kept.iter().find(|(kept, _)| kept == name).ok_or_else(missing)?;
+            let Some(Kept { value, .. }) = kept.iter().find(|kept| kept.name == name) else {
+                if is_used {
+                    return Err(missing());
+                }
+                continue;
+            };
             let slot = row.get_mut(column.at).ok_or_else(missing)?;
             complete = false;
             *slot = match std::str::from_utf8(value) {
@@ -209,16 +234,20 @@ impl Bound {
         )
     }
 
-    fn keep(&self, row: &Row<'_>) -> Vec<(String, Vec<u8>)> {
+    fn keep(&self, row: &Row<'_>, body: &[u8]) -> Vec<Kept> {
         // Without `_unchanged` in its schema (events), a source never omits a column.
-        let columns = self.columns.iter().flatten().filter(|_| self.unchanged.is_some());
+        let columns = self.all.iter().filter(|_| self.unchanged.is_some());
         let kept = columns.filter_map(|column| {
             let value = match row.get(column.at)? {
                 Datum::Str(text) => text.as_bytes(),
                 Datum::Bytes(bytes) => bytes,
                 _ => return None,
             };
-            (value.len() > KEPT_BYTES_MIN).then(|| (column.name.clone(), value.to_vec()))
+            (value.len() > KEPT_BYTES_MIN).then(|| Kept {
+                name: column.name.clone(),
+                value: value.to_vec(),
+                at: offset_in(body, value),
+            })
         });
         kept.collect()
     }
@@ -310,6 +339,12 @@ impl Bound {
         }
         true
     }
+}
+
+/// Where a part of a body begins; `None` if it is not a part of the body.
+fn offset_in(body: &[u8], part: &[u8]) -> Option<usize> {
+    let at = part.as_ptr().addr().checked_sub(body.as_ptr().addr())?;
+    (body.get(at..)?.len() >= part.len()).then_some(at)
 }
 
 /// Text of a JSON scalar, strings without quotes; `None` for null.

@@ -3,9 +3,10 @@
 //! The topology has been checked, so that compilation cannot fail. Names are resolved to indexes here and not per row.
 
 use super::{Piece, Relation, SourceRules, ViewRule};
-use crate::Bucket;
+use crate::{Bucket, BucketId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use topology::template::Part;
 use topology::{ClaimError, Column, Input, Segment, Topology, View};
 
 /// Rules of a topology.
@@ -49,9 +50,30 @@ impl Rules {
         &self.sources
     }
 
-    /// Hash of everything that determines which rows a device receives.
-    pub fn version(&self) -> u64 {
-        self.topology.rules_version
+    /// Hash of what determines the partition of each bucket: its template and its scope.
+    pub fn scopes(&self) -> u64 {
+        let text = |bucket: &topology::Bucket| {
+            let mut text = String::new();
+            for part in bucket.pattern.parts() {
+                text.push_str(match part {
+                    Part::Word(word) => word,
+                    Part::Param(..) => "{}",
+                });
+                text.push(':');
+            }
+            for segment in &bucket.scope {
+                match segment {
+                    Segment::Literal(word) => text.push_str(word),
+                    Segment::Param(at) => text.push_str(&format!("{{{at}}}")),
+                }
+                text.push('\n');
+            }
+            text
+        };
+        let mut texts: Vec<String> = self.topology.buckets.iter().map(text).collect();
+        texts.sort_unstable();
+        texts.push(self.partitions().to_string());
+        BucketId::of(&texts.join("\n")).0
     }
 
     /// Partition count of `view.log`.
@@ -101,6 +123,7 @@ fn relation(topology: &Topology, input: Input, rules: Vec<ViewRule>) -> Relation
 fn rule(view: &View) -> ViewRule {
     ViewRule {
         name: view.name.to_string(),
+        version: view.rules_version,
         bucket: view.bucket_name.iter().map(piece).collect(),
         scope: view.scope_name.iter().map(piece).collect(),
         filter: view.filter.clone(),

@@ -173,6 +173,8 @@ pub struct Readers {
     edges: Vec<Edge>,
     devices: Vec<Device>,
     keys: Keyring,
+    /// Hash of the scopes of all buckets.
+    scopes: u64,
 }
 
 fn check(holds: bool, violation: impl FnOnce() -> String) -> CheckResult {
@@ -186,6 +188,7 @@ impl Readers {
             oracles: (0..PARTITIONS).map(Oracle::new).collect(),
             edges: edges.map(|edge| edge.expect("an empty replica opens")).collect(),
             devices: (0..3).map(Device::new).collect(),
+            scopes: 1,
             keys: Keyring::new(&[Key { id: 1, secret: [7; 32] }]).expect("a key of 32 bytes"),
         }
     }
@@ -322,7 +325,7 @@ impl Readers {
             owner,
             readable: &readable,
             cursor,
-            rules: 1,
+            scopes: self.scopes,
             rows_max: if lossy { device.rows_max } else { 5 },
             bytes_max: 1 << 20,
             now,
@@ -354,7 +357,8 @@ impl Readers {
             }
             DeltaResult::Page(page) => {
                 broker.note(if page.complete { "complete" } else { "page" });
-                check_page(&page, known.as_ref(), device.claims, now)?;
+                let changed = known.as_ref().is_some_and(|cursor| cursor.scopes != self.scopes);
+                check_page(&page, known.as_ref().filter(|_| !changed), device.claims, now)?;
                 let delivery = Delivery {
                     requested: device.cursor.clone(),
                     text: self.keys.seal(&page.cursor),
@@ -499,6 +503,7 @@ impl Readers {
                     self.devices[d].asleep_until = wakes.min(now + HORIZON);
                 }
             }
+            94 if rng.chance(0.05) => self.scopes += 1,
             92 if rng.chance(0.3) => self.devices[d].who = if self.devices[d].who == 'P' { 'Q' } else { 'P' },
             _ => {}
         }
@@ -540,7 +545,7 @@ impl Readers {
 }
 
 /// Invariants I5, I9 and I11: a page has no unreadable bucket and no row twice, and resets everything exactly if the
-/// cursor is beyond the horizon or not the device's own.
+/// cursor is beyond the horizon, not the device's own, or of other scopes.
 fn check_page(page: &Page, cursor: Option<&Cursor>, claims: &str, now: Millis) -> CheckResult {
     let may: BTreeSet<BucketId> = claims.chars().map(id).collect();
     let named = page.resets.iter().map(|r| r.0);

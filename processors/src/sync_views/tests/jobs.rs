@@ -164,18 +164,7 @@ fn job_resumes_after_a_crash_at_each_step() {
 fn chunk_end_removes_rows_of_its_range_in_steps() {
     let mut harness = Harness::with_step(STEP);
     harness.fill(1_000);
-    let mut low = Vec::new();
-    Lsn(2_000).write(&mut low);
-    let end = ChunkEnd {
-        table: "t",
-        from: Some("[100]"),
-        to: Some("[399]"),
-        snapshot: "s",
-        low: std::str::from_utf8(&low).unwrap(),
-        is_final: true,
-    };
-    let mut value = Vec::new();
-    end.write(SchemaId(8), &mut value);
+    let value = chunk_value(Some("[100]"), Some("[399]"), 2_000, true);
     let batch = harness.batch("[\"~chunk\",\"t\"]", Some(tx(1, 2_000)), &[], Some(&value));
     harness.driver.feed(&batch).unwrap();
     let mut commit = Commit::of(&harness.driver.commit().unwrap());
@@ -186,6 +175,18 @@ fn chunk_end_removes_rows_of_its_range_in_steps() {
         removals += commit.removals;
     }
     assert_eq!(removals, 300);
+}
+
+#[test]
+fn redrive_after_a_truncate_does_not_resurrect_a_deleted_row() {
+    let mut harness = Harness::new();
+    harness.feed(&change(1, "one"));
+    harness.feed(&deleted(2, "[\"t\",1]"));
+    harness.feed(&dead(3, "three"));
+    harness.feed(&deleted(4, "[\"t\"]"));
+    assert!(!harness.stale);
+    harness.feed(&redriven(3, "three"));
+    assert_eq!((harness.note(), harness.stale), (None, false));
 }
 
 #[test]

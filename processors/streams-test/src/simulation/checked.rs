@@ -93,4 +93,8 @@ impl Processor for Checked {
         self.check(state)?;
         self.inner.restore(state)
     }
+
+    fn wants_commit(&self) -> bool {
+        self.inner.wants_commit()
+    }
 }

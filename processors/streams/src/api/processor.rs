@@ -94,4 +94,11 @@ pub trait Processor: Send {
     fn restore(&mut self, _state: &State) -> Result<()> {
         Ok(())
     }
+
+    /// Whether the processor has something to write although no record or timer is due, for example because it was
+    /// restored with another configuration. Called after [`Processor::restore`]. If true, the task commits before it
+    /// reads a record, so that [`Processor::before_commit`] is called.
+    fn wants_commit(&self) -> bool {
+        false
+    }
 }
