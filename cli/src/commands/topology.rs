@@ -58,10 +58,12 @@ fn graph(topology: &Topology) -> Value {
         .iter()
         .map(|topic| json!({ "name": topic.name, "partitions": topic.partitions, "retention_ms": topic.retention_ms }));
     let processors = processors.iter().map(|processor| {
-        let inputs = processor.inputs.iter().map(|input| input.topic.as_str());
+        let inputs = processor
+            .inputs
+            .iter()
+            .map(|input| json!({ "topic": input.topic, "group": input.group }));
         json!({
             "name": processor.name,
-            "group": processor.group,
             "inputs": inputs.collect::<Vec<_>>(),
             "outputs": processor.outputs,
         })
