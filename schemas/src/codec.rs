@@ -8,6 +8,7 @@ pub(crate) mod encode;
 mod from_json;
 mod methods;
 mod project;
+mod resolve;
 
 pub use decode::DecodeError;
 pub use encode::EncodeError;

@@ -140,9 +140,8 @@ impl Check<'_> {
         }
     }
 
-    /// Names match by their unqualified name or by an alias of the reader.
     fn names(&mut self, reader: &Name, writer: &Name, path: &str) {
-        if reader.short() != writer.short() && !reader.aliases.contains(&writer.full) {
+        if !is_alias_of(reader, writer) {
             self.conflict(
                 path,
                 format!("writer's name is {}, reader's {}", writer.full, reader.full),
@@ -189,8 +188,13 @@ impl Check<'_> {
     }
 }
 
+/// Whether a reader's type matches a writer's by its unqualified name or by an alias.
+pub(crate) fn is_alias_of(reader: &Name, writer: &Name) -> bool {
+    reader.short() == writer.short() || reader.aliases.contains(&writer.full)
+}
+
 /// Whether a reader promotes the writer's primitive type to its own.
-fn promotes(from: &Kind, to: &Kind) -> bool {
+pub(crate) fn promotes(from: &Kind, to: &Kind) -> bool {
     use Kind::{Boolean, Bytes, Double, Float, Int, Long, Null, String};
     matches!(
         (from, to),

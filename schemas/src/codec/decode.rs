@@ -32,7 +32,7 @@ impl DecodeError {
 
 impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Avro body does not match its schema: ")?;
+        f.write_str("cannot decode the Avro body: ")?;
         if !self.path.is_empty() {
             write_path(f, &self.path, "")?;
             f.write_str(": ")?;
@@ -199,7 +199,10 @@ impl<'a> Reader<'a> {
 
     /// Decodes the blocks of an array or map: each has a count and its items, and a zero count ends the list. A negative
     /// count is followed by the size of the block in bytes.
-    fn blocks(&mut self, mut item: impl FnMut(&mut Self, usize) -> Result<(), Failure>) -> Result<(), Failure> {
+    pub(super) fn blocks(
+        &mut self,
+        mut item: impl FnMut(&mut Self, usize) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         let mut at = 0;
         loop {
             let mut count = self.long()?;

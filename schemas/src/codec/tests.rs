@@ -323,3 +323,4 @@ proptest! {
 }
 
 mod cases;
+mod resolution;

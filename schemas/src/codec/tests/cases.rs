@@ -15,13 +15,13 @@ fn short_body_cannot_demand_much_memory() {
     let error = nulls.decode(&body, &mut Row::new()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "Avro body does not match its schema: n: more items than the body can contain at byte 10"
+        "cannot decode the Avro body: n: more items than the body can contain at byte 10"
     );
     let strings = Schema::parse(r#"{"type":"record","name":"R","fields":[{"name":"s","type":"string"}]}"#).unwrap();
     let error = strings.decode(&body, &mut Row::new()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "Avro body does not match its schema: s: unexpected end of the body at byte 10"
+        "cannot decode the Avro body: s: unexpected end of the body at byte 10"
     );
     // The absolute value of i64::MIN exceeds i64.
     let mut body = Vec::new();
