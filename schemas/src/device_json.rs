@@ -7,7 +7,7 @@ use crate::codec::Datum;
 use crate::json;
 use crate::key::KeyWriter;
 use crate::schema::{Kind, Logical, Schema, SchemaError, Type, TypeId};
-use crate::{decimal, time};
+use crate::{decimal, portable_json, time};
 use std::sync::Arc;
 
 /// Appends a value as JSON. A value that does not match the type is written according to its own type.
@@ -125,10 +125,10 @@ fn write_bytes(ty: &Type, bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// Embeds the JSON of a `json` column. Text that is not valid JSON, which PostgreSQL would have rejected, is written as a
-/// string.
+/// Embeds the JSON of a `json` column. Text that some clients cannot parse is written as a string, because it would make
+/// the whole page unreadable for them.
 fn write_inline(text: &str, out: &mut Vec<u8>) {
-    if serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() {
+    if portable_json::is_portable(text) {
         out.extend_from_slice(text.as_bytes());
     } else {
         json::write_str(out, text);
@@ -294,10 +294,13 @@ mod tests {
         write_inline("1 2", &mut out);
         write_inline("", &mut out);
         assert_eq!(String::from_utf8(out).unwrap(), r#""{\"a\":""1 2""""#);
-        let deep = "[".repeat(500) + &"]".repeat(500);
-        let mut out = Vec::new();
-        write_inline(&deep, &mut out);
-        assert_eq!(String::from_utf8(out).unwrap(), deep);
+        // PostgreSQL's json accepts these, but not every client does.
+        let deep = "[".repeat(101) + &"]".repeat(101);
+        for text in [r#"{"a":"\ud800"}"#, r#"{"\udc00":1}"#, "[1e400]", deep.as_str()] {
+            let mut out = Vec::new();
+            write_inline(text, &mut out);
+            assert_eq!(serde_json::from_slice::<String>(&out).unwrap(), text);
+        }
     }
 
     #[test]

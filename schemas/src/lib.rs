@@ -13,6 +13,7 @@ pub mod ids;
 pub mod json;
 pub mod key;
 pub mod pg_types;
+mod portable_json;
 pub mod schema;
 pub mod time;
 pub mod version;
