@@ -5,6 +5,7 @@
 mod clock;
 mod harness;
 mod rejected;
+mod timeouts;
 mod unreadable;
 
 use crate::{StepDriver, record, written};

@@ -302,7 +302,7 @@ impl StreamThread {
         self.shared.metrics.transactions.aborts.increment(1);
         let (mut failure, mut stop) = (None, None);
         match abort {
-            Abort::Fenced(reason) => self.note_fence(reason),
+            Abort::Fenced(reason) => failure = self.note_fence(reason),
             Abort::Rejected { task, reason } => {
                 tracing::warn!(thread = self.name, %task, reason, "output rejected, bisecting the transaction");
                 let bisected = self.tasks.find(&task).expect("an abort names a task of this thread");
@@ -339,17 +339,22 @@ impl StreamThread {
         }
     }
 
-    /// Handles fencing. After a transaction timeout, the coordinator's abort caused it, and the thread recovers.
-    /// Otherwise only an assignment event can explain it; without such an event, another thread with the same name is
-    /// running.
-    fn note_fence(&mut self, reason: String) {
+    /// Handles fencing. After a transaction timeout, the coordinator's abort caused it, and the thread recovers; the
+    /// result is the reason to show if that happens repeatedly. Otherwise only an assignment event can explain it;
+    /// without such an event, another thread with the same name is running.
+    fn note_fence(&mut self, reason: String) -> Option<String> {
         self.shared.metrics.transactions.fences.increment(1);
         let timeout = self.shared.config.commit.transaction_timeout;
         let timed_out = self.committer.open_for().is_some_and(|age| age >= timeout);
         tracing::warn!(thread = self.name, reason, timed_out, "fenced");
-        if !timed_out {
-            self.membership.note_fence(reason);
+        if timed_out {
+            return Some(format!(
+                "the transaction was open for more than {} s and the broker aborted it ({reason})",
+                timeout.as_secs()
+            ));
         }
+        self.membership.note_fence(reason);
+        None
     }
 
     /// Makes transactions smaller without treating a record as poison, because they may be too large to commit.
