@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use streams::{InputTopic, TaskId, TaskInfo};
 use streams_test::StepDriver;
-use trunkline_processors::declarative::{Config, application};
+use trunkline_processors::declarative::{Config, StepLimits, application};
 
 const TOPOLOGY: &str = r#"
 name = "speed"
@@ -47,6 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         processor,
         schema_id: 1,
         horizon_ms: 1_000,
+        sweep_step: StepLimits::default(),
         fetch: Arc::new(move |_| Ok(text.clone())),
     };
     let sub = application(&config)

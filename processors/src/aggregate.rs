@@ -16,8 +16,8 @@ use crate::dead_letter::stop;
 use crate::declarative::{Change, Contribution, OutputTopic, Sink, read, read_row};
 use crate::step::Step;
 use ::metrics::{Counter, counter};
-use accumulator::{Accumulator, Best, Index, Value};
-use event_log::{Millis, OutRecord};
+use accumulator::{Accumulator, Best, Index, TEXT_BYTES_MAX, Value};
+use event_log::{Millis, OutRecord, TopicPartition};
 use group::{Field, Group, group_state_key, index_prefix};
 use schemas::codec::Datum;
 use schemas::key::KeyWriter;
@@ -25,7 +25,7 @@ use schemas::schema::{Schema, TypeId};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use streams::{Output, Result, State, Timer, TimerClock};
+use streams::{Output, Result, Stage, State, Timer, TimerClock};
 use topology::{Function, Processor, Work};
 use window::{Windows, closes_at, parse_window_key, starts};
 
@@ -45,6 +45,8 @@ pub struct Groups {
     /// Whether the input is a table. Only rows of a table can be removed from their groups.
     is_table: bool,
     output: OutputTopic,
+    /// The input partition to which the dead letter of a window belongs.
+    input: TopicPartition,
     /// Index in `groups` by state key.
     known: HashMap<Vec<u8>, usize>,
     groups: Vec<Group>,
@@ -54,6 +56,34 @@ pub struct Groups {
     key: Vec<u8>,
     value: Vec<u8>,
     prefix: Vec<u8>,
+}
+
+/// What a group does not include of a contribution.
+#[derive(Default)]
+struct Rejections {
+    /// A text is too long for `min` or `max`.
+    long_text: bool,
+    /// A sum is out of range since the contribution was added.
+    out_of_range: Option<String>,
+}
+
+impl Rejections {
+    fn and(self, other: Rejections) -> Rejections {
+        Rejections {
+            long_text: self.long_text || other.long_text,
+            out_of_range: self.out_of_range.or(other.out_of_range),
+        }
+    }
+}
+
+/// A window whose final record cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("the final record of window {start} of group [{group}] cannot be written: {reason}")]
+struct UnwrittenWindow {
+    /// Start of the window, in ms since 1970.
+    start: Millis,
+    group: String,
+    reason: String,
 }
 
 /// A contribution that is added to or removed from its groups.
@@ -66,8 +96,8 @@ struct Update<'u> {
 }
 
 impl Groups {
-    /// The aggregate of a processor; `None` if it is a join.
-    pub fn new(name: &Arc<str>, processor: &Processor, output: OutputTopic) -> Option<Self> {
+    /// The aggregate of a processor, which reads this partition; `None` if it is a join.
+    pub fn new(name: &Arc<str>, processor: &Processor, output: OutputTopic, input: TopicPartition) -> Option<Self> {
         let Work::Aggregate(aggregate) = &processor.work else {
             return None;
         };
@@ -82,6 +112,7 @@ impl Groups {
             schema: processor.schema.clone(),
             is_table: aggregate.feed.is_table,
             output,
+            input,
             known: HashMap::new(),
             groups: Vec::new(),
             dirty: Vec::new(),
@@ -93,31 +124,25 @@ impl Groups {
     }
 
     /// Updates the group of a contribution, in each window that contains its time and is open.
-    fn update(&mut self, update: &Update<'_>, state: &mut State) -> Result<Option<String>> {
+    fn update(&mut self, update: &Update<'_>, state: &mut State) -> Result<Rejections> {
         let Some(window) = self.windows.declared.clone() else {
             return self.update_group(None, update, state);
         };
-        let (mut dead_letter, mut is_late) = (None, false);
+        let (mut rejections, mut is_late) = (Rejections::default(), false);
         for start in starts(&window, update.contribution.time) {
             if self.windows.is_closed(&window, start) {
                 is_late = true;
                 continue;
             }
-            let reason = self.update_group(Some(start), update, state)?;
-            dead_letter = dead_letter.or(reason);
+            rejections = rejections.and(self.update_group(Some(start), update, state)?);
         }
         if is_late && update.by > 0 {
             self.late.increment(1);
         }
-        Ok(dead_letter)
+        Ok(rejections)
     }
 
-    fn update_group(
-        &mut self,
-        start: Option<Millis>,
-        update: &Update<'_>,
-        state: &mut State,
-    ) -> Result<Option<String>> {
+    fn update_group(&mut self, start: Option<Millis>, update: &Update<'_>, state: &mut State) -> Result<Rejections> {
         let contribution = update.contribution;
         let key = contribution
             .key
@@ -140,7 +165,7 @@ impl Groups {
             group.columns.extend_from_slice(columns);
         }
         group.rows += update.by;
-        let mut dead_letter = None;
+        let mut rejections = Rejections::default();
         for (number, (field, accumulator)) in self.fields.iter().zip(&mut group.accumulators).enumerate() {
             if !field.has_arg {
                 if let Accumulator::Count(count) = accumulator {
@@ -166,17 +191,17 @@ impl Groups {
             } else {
                 None
             };
-            dead_letter = dead_letter.or(accumulator.update(field.function, &value, index));
+            rejections.long_text |= !accumulator.update(field.function, &value, index);
             let is_sum = field.function == Function::SumInt;
             if update.by > 0 && is_sum && accumulator.value(field.function).is_none() {
                 let group = String::from_utf8_lossy(contribution.key);
-                dead_letter = Some(format!(
+                rejections.out_of_range = Some(format!(
                     "a sum of group {group} is out of the range of int8; the group's record stays unchanged until the \
                      sum is in range"
                 ));
             }
         }
-        Ok(dead_letter)
+        Ok(rejections)
     }
 
     /// The index of a group in memory, where the group is loaded from the state if necessary. For a new window, a timer
@@ -204,8 +229,8 @@ impl Groups {
         Ok(self.groups.len() - 1)
     }
 
-    /// Sends the output record of a group, unless a field is out of range.
-    fn send(&mut self, at: usize, state: &State, output: &mut Output) -> Result<()> {
+    /// Sends the output record of a group, if it has one. Returns why the record cannot be written.
+    fn send(&mut self, at: usize, state: &State, output: &mut Output) -> Result<Option<String>> {
         let group = self.groups.get_mut(at).expect("a loaded group is in memory");
         for (number, accumulator) in group.accumulators.iter_mut().enumerate() {
             if let Accumulator::Best(best @ Best::Unknown) = accumulator {
@@ -215,7 +240,7 @@ impl Groups {
         }
         let exists = group.rows > 0;
         if !exists && !group.written {
-            return Ok(());
+            return Ok(None);
         }
         self.key.clear();
         let key = std::str::from_utf8(&group.key).unwrap_or_default();
@@ -233,15 +258,16 @@ impl Groups {
                 row.push(Datum::Long(end.saturating_mul(1000)));
             }
             for (field, accumulator) in self.fields.iter().zip(&group.accumulators) {
-                // The value is out of range: the record that caused it is a dead letter, and the output remains
-                // unchanged.
+                // The record that caused it is a dead letter, and the output remains unchanged.
                 let Some(value) = accumulator.value(field.function) else {
-                    return Ok(());
+                    return Ok(Some(String::from("a sum is out of the range of int8")));
                 };
                 row.push(value);
             }
-            let encoded = self.output.write(&mut row, &mut self.value);
-            encoded.map_err(|error| stop(&self.name, error))?;
+            // `min` and `max` have no value if they ignore all texts of the group.
+            if let Err(error) = self.output.write(&mut row, &mut self.value) {
+                return Ok(Some(error.to_string()));
+            }
         }
         let record = OutRecord {
             topic: &self.output.topic,
@@ -252,16 +278,22 @@ impl Groups {
         };
         output.send(record, []);
         group.written = exists;
-        Ok(())
+        Ok(None)
     }
 
     /// Closes the window of a group: sends its final record, and deletes it and its indexes from the state.
     fn close(&mut self, at: usize, state: &mut State, output: &mut Output) -> Result<()> {
         let is_dirty = self.groups.get(at).is_some_and(|group| group.dirty);
+        let mut unwritten = None;
         if self.windows.is_final() || is_dirty {
-            self.send(at, state, output)?;
+            unwritten = self.send(at, state, output)?;
         }
         let group = self.groups.get_mut(at).expect("a loaded group is in memory");
+        if let Some((start, reason)) = group.start.zip(unwritten).filter(|_| self.windows.is_final()) {
+            let group = String::from_utf8_lossy(&group.key).into_owned();
+            let error = UnwrittenWindow { start, group, reason };
+            output.dead_letter_of_input(&self.input, Stage::Transformation, &error);
+        }
         group.dirty = false;
         state.delete(&group.state_key);
         self.known.remove(&group.state_key);
@@ -308,7 +340,7 @@ impl Sink for Groups {
 
     fn apply(&mut self, change: Change<'_>, step: &mut Step<'_>) -> Result<Option<String>> {
         let delta = change.delta;
-        let mut dead_letter = None;
+        let (mut added, mut removed) = (Rejections::default(), Rejections::default());
         // Remove the old contribution first, so that a row that replaces itself is not compared with itself.
         for (contribution, by) in [(&delta.old, -1), (&delta.new, 1)] {
             let Some(contribution) = contribution else { continue };
@@ -317,9 +349,18 @@ impl Sink for Groups {
                 contribution,
                 by,
             };
-            dead_letter = self.update(&update, step.state)?.or(dead_letter);
+            let rejections = self.update(&update, step.state)?;
+            if by > 0 {
+                added = rejections;
+            } else {
+                removed = rejections;
+            }
         }
-        Ok(dead_letter)
+        // A row that had such a text before is not rejected again for each of its changes.
+        let long_text = added.long_text && !removed.long_text;
+        Ok(added.out_of_range.or(long_text.then(|| {
+            format!("min and max ignore a text of more than {TEXT_BYTES_MAX} bytes; the record's other fields count")
+        })))
     }
 
     fn on_timer(&mut self, timer: &Timer, state: &mut State, output: &mut Output) -> Result<()> {

@@ -14,6 +14,8 @@ mod reader;
 mod relation;
 mod shape;
 mod sink;
+mod stored_row;
+mod sweeps;
 mod table_input;
 mod table_rows;
 mod values;
@@ -30,8 +32,10 @@ pub(crate) use values::{
 
 use crate::aggregate::Groups;
 use crate::input::FetchSchema;
+pub use crate::input::StepLimits;
 use crate::join::Pairs;
 use crate::repartition::Repartition;
+use event_log::TopicPartition;
 use reader::{InputTopic, Reader, TopicContent};
 use relation::Relation;
 use shape::Shape;
@@ -51,6 +55,8 @@ pub struct Config {
     pub schema_id: u32,
     /// How long deleted rows of the inputs are kept in the state, in ms.
     pub horizon_ms: i64,
+    /// Limits of a step that removes the rows which a TRUNCATE or the end of a snapshot chunk shows to be gone.
+    pub sweep_step: StepLimits,
     /// Fetches a schema by id. Called in `prepare` only, because it does IO.
     pub fetch: FetchSchema,
 }
@@ -110,21 +116,28 @@ fn subtopology(config: &Config, store: &str, topics: Vec<(String, Reads)>, repar
 fn reader_for(config: &Config, topics: &[(String, Reads)], repartitions: Option<Side>, task: &TaskInfo) -> Reader {
     let processor = &config.processor;
     let name: Arc<str> = processor.name.as_str().into();
-    let inputs = topics.iter().map(|(topic, reads)| {
-        let found = task.inputs.iter().find(|input| *input.name == **topic);
-        let id = found.map(|input| input.id.to_string()).unwrap_or_default();
-        let content = match reads {
-            Reads::Deltas(side) => TopicContent::Repartitioned(*side),
-            Reads::Sides(sides) => direct(config, sides, &id),
-        };
-        InputTopic {
-            name: topic.as_str().into(),
-            content,
-        }
-    });
+    let at = |topic: &str| TopicPartition::new(topic, task.id.partition);
+    let inputs: Vec<InputTopic> = topics
+        .iter()
+        .map(|(topic, reads)| {
+            let found = task.inputs.iter().find(|input| *input.name == **topic);
+            let id = found.map(|input| input.id.to_string()).unwrap_or_default();
+            let content = match reads {
+                Reads::Deltas(side) => TopicContent::Repartitioned(*side),
+                Reads::Sides(sides) => direct(config, sides, &id),
+            };
+            InputTopic { at: at(topic), content }
+        })
+        .collect();
     let declaration: Arc<str> = processor.declaration.as_str().into();
-    let sink = sink_for(config, &name, repartitions, reader::id_of(&declaration));
-    Reader::new(name, declaration, inputs.collect(), sink, config.fetch.clone())
+    let sink = match repartitions {
+        Some(side) => repartition(config, side, reader::id_of(&declaration)),
+        None => {
+            let first = inputs.first().map(|input| input.at.clone());
+            sink_for(config, &name, first.expect("a sub-topology has an input"))
+        }
+    };
+    Reader::new(name, declaration, inputs, sink, config.fetch.clone())
 }
 
 fn direct(config: &Config, sides: &[Side], topic_id: &str) -> TopicContent {
@@ -138,7 +151,7 @@ fn direct(config: &Config, sides: &[Side], topic_id: &str) -> TopicContent {
         }
         let rows = feed
             .is_table
-            .then(|| TableRows::new(side.name(), topic_id.to_owned(), config.horizon_ms));
+            .then(|| TableRows::new(side.name(), topic_id.to_owned(), config.horizon_ms, config.sweep_step));
         Relation::new(*side, name, Shape::new(config.processor.clone(), *side), rows)
     });
     let relations = relations.collect();
@@ -164,21 +177,24 @@ fn name_of(topology: &Topology, feed: &Feed) -> (String, bool) {
     )
 }
 
-fn sink_for(config: &Config, name: &Arc<str>, repartitions: Option<Side>, declaration: u64) -> Box<dyn Sink> {
+fn repartition(config: &Config, side: Side, declaration: u64) -> Box<dyn Sink> {
     let (processor, names) = (&config.processor, config.topology.names());
-    if let Some(side) = repartitions {
-        let by_time = match &processor.work {
-            Work::Aggregate(aggregate) => aggregate.window.is_some(),
-            Work::Join(_) => false,
-        };
-        return Box::new(Repartition::new(
-            processor.repartition_topic(&names, side).into(),
-            declaration,
-            by_time,
-        ));
-    }
+    let by_time = match &processor.work {
+        Work::Aggregate(aggregate) => aggregate.window.is_some(),
+        Work::Join(_) => false,
+    };
+    Box::new(Repartition::new(
+        processor.repartition_topic(&names, side).into(),
+        declaration,
+        by_time,
+    ))
+}
+
+/// The sink of the main sub-topology. `input` is the partition to which dead letters without a record belong.
+fn sink_for(config: &Config, name: &Arc<str>, input: TopicPartition) -> Box<dyn Sink> {
+    let (processor, names) = (&config.processor, config.topology.names());
     let output = || OutputTopic::new(names.processor(&processor.name), processor, config.schema_id);
-    if let Some(groups) = Groups::new(name, processor, output()) {
+    if let Some(groups) = Groups::new(name, processor, output(), input) {
         return Box::new(groups);
     }
     let pairs = Pairs::new(name, processor, output());

@@ -23,6 +23,7 @@ pub fn start(context: &Context, topology: &Arc<Topology>, name: &str) {
             processor: declaration.clone(),
             schema_id,
             horizon_ms: HORIZON_MS,
+            sweep_step: processors::declarative::StepLimits::default(),
             fetch: processor::fetch_schema(prepared.backends.registry.clone()),
         })])
     });

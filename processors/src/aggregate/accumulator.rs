@@ -82,8 +82,9 @@ impl Accumulator {
         }
     }
 
-    /// Adds or removes a value; `index` is set for tables. If the value was not included, returns the reason.
-    pub fn update(&mut self, function: Function, value: &Value<'_>, index: Option<Index<'_>>) -> Option<String> {
+    /// Adds or removes a value; `index` is set for tables. Returns whether the value is included: for tables, `min` and
+    /// `max` ignore texts of more than [`TEXT_BYTES_MAX`].
+    pub fn update(&mut self, function: Function, value: &Value<'_>, index: Option<Index<'_>>) -> bool {
         match (self, value.datum) {
             (_, Datum::Null) => {}
             (Accumulator::Count(count), Datum::Bool(false)) if function == Function::Count => *count += 0,
@@ -106,15 +107,13 @@ impl Accumulator {
                     _ => {}
                 }
                 if rank.len() > TEXT_BYTES_MAX && index.is_some() {
-                    return Some(format!(
-                        "min and max ignore a text of more than {TEXT_BYTES_MAX} bytes; the record's other fields count"
-                    ));
+                    return false;
                 }
                 best.update(rank, value, index);
             }
             _ => {}
         }
-        None
+        true
     }
 
     /// The result; null without values. `None` if it is out of the range of its type.
@@ -122,9 +121,13 @@ impl Accumulator {
         Some(match self {
             Accumulator::Count(count) => Datum::Long(*count),
             Accumulator::Ints(_, 0) | Accumulator::Doubles(_, 0) => Datum::Null,
-            Accumulator::Ints(sum, count) if function == Function::Avg => Datum::Double(ratio(to_f64(*sum), *count)),
+            Accumulator::Ints(sum, count) if function == Function::Avg => {
+                Datum::Double(to_f64(*sum) / count_to_f64(*count))
+            }
             Accumulator::Ints(sum, _) => Datum::Long(i64::try_from(*sum).ok()?),
-            Accumulator::Doubles(sum, count) if function == Function::Avg => Datum::Double(ratio(sum.sum(), *count)),
+            Accumulator::Doubles(sum, count) if function == Function::Avg => {
+                Datum::Double(sum.divided_by(count_to_f64(*count)))
+            }
             Accumulator::Doubles(sum, _) => Datum::Double(sum.sum()),
             Accumulator::Best(Best::Known { value, .. }) => read(&mut value.as_slice())?,
             Accumulator::Best(_) => Datum::Null,
@@ -283,8 +286,8 @@ fn to_f64(sum: i128) -> f64 {
     clippy::cast_precision_loss,
     reason = "exact up to 2^53 rows"
 )]
-fn ratio(sum: f64, count: i64) -> f64 {
-    sum / count as f64
+fn count_to_f64(count: i64) -> f64 {
+    count as f64
 }
 
 #[cfg(test)]

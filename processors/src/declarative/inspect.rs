@@ -4,8 +4,8 @@
 
 use super::event_dedup;
 use super::names::field_names;
-use super::table_rows;
 use super::values::{json, read};
+use super::{stored_row, sweeps, table_rows};
 use crate::{aggregate, join};
 use serde_json::{Value, json};
 use topology::{Feed, Processor, Side, Work};
@@ -23,8 +23,9 @@ pub fn readable(processor: &Processor, key: &[u8], value: &[u8]) -> Option<Value
             rest.is_empty().then(|| json(&datum))
         }
         "p" => join::readable(processor, value),
-        "row" => table_rows::readable(value, &names(processor, parts.get(1)?.as_str()?)?),
+        "row" => stored_row::readable(value, &names(processor, parts.get(1)?.as_str()?)?),
         "source" => table_rows::readable_progress(value),
+        "sweep" => sweeps::readable(value),
         "gone" => (value == [1]).then_some(Value::Bool(true)),
         "failed" => event_dedup::expiry(value).map(|expires| json!({ "expires_ms": expires })),
         "closing" => value.is_empty().then_some(Value::Bool(true)),

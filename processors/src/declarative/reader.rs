@@ -15,7 +15,7 @@ use super::table_rows::TableRows;
 use crate::dead_letter::{RecordError, StepError, stop};
 use crate::input::{self, FetchSchema, schema_id};
 use crate::step::Step;
-use event_log::{RecordRef, RecordSlice};
+use event_log::{RecordRef, RecordSlice, TopicPartition};
 use std::sync::Arc;
 use streams::{Context, Error, Output, Processor, Result, Stage, State, Timer};
 use topology::Side;
@@ -25,8 +25,8 @@ const DECLARATION: &[u8] = b"[\"declaration\"]";
 
 /// An input topic.
 pub struct InputTopic {
-    /// Its name.
-    pub name: Arc<str>,
+    /// Its partition that the task reads.
+    pub at: TopicPartition,
     /// What the topic's records are.
     pub content: TopicContent,
 }
@@ -80,7 +80,7 @@ impl Reader {
     }
 
     fn process_record(&mut self, record: RecordRef<'_>, step: &mut Step<'_>) -> Result<()> {
-        let Some(input) = self.inputs.iter_mut().find(|input| *input.name == **record.topic()) else {
+        let Some(input) = self.inputs.iter_mut().find(|input| input.at.topic == *record.topic()) else {
             return Ok(());
         };
         // A timestamp in the future must not advance stream time, because that would close windows that are still open.
@@ -152,7 +152,7 @@ impl Processor for Reader {
             let Some(id) = record.value().and_then(schema_id) else {
                 continue;
             };
-            let found = self.inputs.iter_mut().find(|input| *input.name == **record.topic());
+            let found = self.inputs.iter_mut().find(|input| input.at.topic == *record.topic());
             let Some(TopicContent::Direct { event, relations }) = found.map(|input| &mut input.content) else {
                 continue;
             };
@@ -178,6 +178,7 @@ impl Processor for Reader {
         state: &mut State,
         output: &mut Output,
     ) -> Result<()> {
+        self.tables().for_each(|rows| rows.sweeps.begin_step());
         let mut step = Step { context, state, output };
         for record in records.iter() {
             self.process_record(record, &mut step)?;
@@ -192,7 +193,7 @@ impl Processor for Reader {
         state: &mut State,
         _: &mut Output,
     ) -> Result<()> {
-        let input = self.inputs.iter().find(|input| *input.name == **record.topic());
+        let input = self.inputs.iter().find(|input| input.at.topic == *record.topic());
         let Some(TopicContent::Direct { relations, .. }) = input.map(|input| &input.content) else {
             return Ok(());
         };
@@ -203,9 +204,34 @@ impl Processor for Reader {
         Ok(())
     }
 
-    fn on_timer(&mut self, _: Context, timer: &Timer, state: &mut State, output: &mut Output) -> Result<()> {
+    fn on_timer(&mut self, context: Context, timer: &Timer, state: &mut State, output: &mut Output) -> Result<()> {
         if event_dedup::expire(timer, state)? {
             return Ok(());
+        }
+        let mut pipeline = Pipeline {
+            name: &self.name,
+            sink: &mut *self.sink,
+            shaped: &mut self.shaped,
+            step: Step { context, state, output },
+        };
+        for InputTopic { at, content } in &mut self.inputs {
+            let TopicContent::Direct { relations, .. } = content else {
+                continue;
+            };
+            for relation in relations {
+                if !relation.rows.as_mut().is_some_and(|rows| rows.sweeps.fired(timer)) {
+                    continue;
+                }
+                match table_input::continue_sweeps(relation, &mut pipeline) {
+                    Ok(()) => {}
+                    Err(StepError::Task(error)) => return Err(error),
+                    Err(StepError::Record(error)) => {
+                        let step = &mut pipeline.step;
+                        step.output.dead_letter_of_input(at, error.stage, error.source.as_ref());
+                    }
+                }
+                return Ok(());
+            }
         }
         self.sink.on_timer(timer, state, output)
     }

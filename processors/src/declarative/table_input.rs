@@ -8,7 +8,9 @@ use super::delta::Delta;
 use super::event_dedup::order_by_time;
 use super::relation::Relation;
 use super::sink::{Change, Pipeline};
-use super::table_rows::{Kept, Row, RowContribution, TableRows};
+use super::stored_row::{Kept, Row, RowContribution};
+use super::sweeps::Job;
+use super::table_rows::TableRows;
 use crate::dead_letter::{RecordError, StepError};
 use crate::input::{self, ChangeRecord, KeyChange, Kind, keys};
 use event_log::RecordRef;
@@ -35,7 +37,6 @@ pub fn process(
         let applied = if relation.name == input.table {
             let table_change = TableChange {
                 relation,
-                rows: &rows,
                 record,
                 input: &input,
                 order: if event.is_some() {
@@ -44,7 +45,7 @@ pub fn process(
                     order_of(input.version)
                 },
             };
-            table_change.apply(pipeline)
+            table_change.apply(&mut rows, pipeline)
         } else {
             Ok(())
         };
@@ -57,7 +58,6 @@ pub fn process(
 /// A change record of a relation.
 struct TableChange<'c, 'r> {
     relation: &'c Relation,
-    rows: &'c TableRows,
     record: &'c RecordRef<'r>,
     input: &'c ChangeRecord<'r>,
     /// Order of the row among others.
@@ -69,32 +69,31 @@ fn order_of(version: Version) -> u128 {
 }
 
 impl TableChange<'_, '_> {
-    fn apply(&self, pipeline: &mut Pipeline<'_>) -> Result<(), StepError> {
-        let version = self.input.version;
+    fn apply(&self, rows: &mut TableRows, pipeline: &mut Pipeline<'_>) -> Result<(), StepError> {
         match &self.input.kind {
-            Kind::Row(change) => self.apply_row(change, pipeline),
+            Kind::Row(change) => {
+                let swept = sweep_row(self.relation, rows, change.row_key, pipeline);
+                if let Err(StepError::Task(error)) = swept {
+                    return Err(StepError::Task(error));
+                }
+                self.apply_row(change, rows, pipeline).and(swept)
+            }
             // The row keeps its previous contribution.
             Kind::Missing { .. } => Ok(()),
-            Kind::Truncate => self.remove_rows(pipeline, &|_, row| row.version < version),
-            Kind::ChunkEnd(end) => {
-                let low = Version {
-                    source_epoch: version.source_epoch,
-                    position: end.low,
-                    ordinal: 0,
-                };
-                // A row of this chunk has exactly the chunk's position, which may be just below `low`. Such rows were
-                // found by the snapshot, so they are not removed (ADR 3).
-                let chunk = (version.source_epoch, version.position);
-                self.remove_rows(pipeline, &|key, row| {
-                    let in_chunk = (row.version.source_epoch, row.version.position) == chunk;
-                    row.version < version && row.version < low && !in_chunk && end.contains(key)
-                })
+            Kind::Truncate | Kind::ChunkEnd(_) => {
+                rows.sweeps.push(self.input, self.record.timestamp());
+                sweep(self.relation, rows, pipeline)
             }
         }
     }
 
-    fn apply_row(&self, change: &input::Change<'_>, pipeline: &mut Pipeline<'_>) -> Result<(), StepError> {
-        let (row_key, rows, version) = (change.row_key, self.rows, self.input.version);
+    fn apply_row(
+        &self,
+        change: &input::Change<'_>,
+        rows: &mut TableRows,
+        pipeline: &mut Pipeline<'_>,
+    ) -> Result<(), StepError> {
+        let (row_key, version) = (change.row_key, self.input.version);
         let state_key = rows.state_key(row_key);
         let old = rows
             .get(&state_key, pipeline.step.state)?
@@ -102,6 +101,10 @@ impl TableChange<'_, '_> {
             .map_err(|e| pipeline.damaged(e))?;
         // If a change was already applied, a replay, a redrive or a second snapshot must not apply it again.
         if version <= old.as_ref().map_or(rows.floor(), |old| old.version) {
+            return Ok(());
+        }
+        // An old record of an unknown row must not bring back a row that a sweep may already have passed.
+        if old.is_none() && rows.sweeps.removing(row_key, version).is_some() {
             return Ok(());
         }
         let old = old.unwrap_or_default();
@@ -206,41 +209,102 @@ impl TableChange<'_, '_> {
         };
         Ok((Some(contribution), kept))
     }
+}
 
-    /// Removes the live rows that match. Their new version is that of the record that removes them.
-    fn remove_rows(&self, pipeline: &mut Pipeline<'_>, matches: &dyn Fn(&str, &Row) -> bool) -> Result<(), StepError> {
-        let rows = self.rows;
-        let prefix = rows.prefix().len();
-        let removed = rows
-            .select(pipeline.step.state, matches)?
-            .map_err(|e| pipeline.damaged(e))?;
-        let mut result = Ok(());
-        for (state_key, row) in removed {
-            let row_key = keys::row_key_of(&state_key, prefix);
-            if let Some(contribution) = &row.contribution {
-                let delta = Delta {
+/// Continues the sweeps of a relation: each step of a sweep removes some rows.
+pub fn continue_sweeps(relation: &mut Relation, pipeline: &mut Pipeline<'_>) -> Result<(), StepError> {
+    let Some(mut rows) = relation.rows.take() else {
+        return Ok(());
+    };
+    let swept = sweep(relation, &mut rows, pipeline);
+    relation.rows = Some(rows);
+    swept
+}
+
+/// Continues sweeps until they have ended, or this call of the processor has done the work of a step. With a record
+/// error, all rows of the step were nevertheless removed.
+fn sweep(relation: &Relation, rows: &mut TableRows, pipeline: &mut Pipeline<'_>) -> Result<(), StepError> {
+    let mut result = Ok(());
+    loop {
+        let part = rows.sweeps.next_part(pipeline.step.state)?;
+        let Some(part) = part.map_err(|e| pipeline.damaged(e))? else {
+            return result;
+        };
+        for (state_key, value) in &part.rows {
+            let row = Row::decode(value).map_err(|e| pipeline.damaged(e))?;
+            let removed = SweptRow { state_key, row }.remove(relation, rows, &part.job, pipeline);
+            if let Err(StepError::Task(error)) = removed {
+                return Err(StepError::Task(error));
+            }
+            result = result.and(removed);
+        }
+    }
+}
+
+/// Removes a row that a record is about to read, if a sweep removes it and has not reached it yet.
+fn sweep_row(
+    relation: &Relation,
+    rows: &mut TableRows,
+    row_key: &str,
+    pipeline: &mut Pipeline<'_>,
+) -> Result<(), StepError> {
+    if rows.sweeps.is_empty() {
+        return Ok(());
+    }
+    let state_key = rows.state_key(row_key);
+    let row = rows.get(&state_key, pipeline.step.state)?.transpose();
+    let Some(row) = row.map_err(|e| pipeline.damaged(e))? else {
+        return Ok(());
+    };
+    let job = rows
+        .sweeps
+        .removing(row_key, row.version)
+        .filter(|_| row.deleted_ms.is_none());
+    match job.cloned() {
+        Some(job) => SweptRow {
+            state_key: &state_key,
+            row,
+        }
+        .remove(relation, rows, &job, pipeline),
+        None => Ok(()),
+    }
+}
+
+/// A live row that a sweep removes.
+struct SweptRow<'r> {
+    state_key: &'r [u8],
+    row: Row,
+}
+
+impl SweptRow<'_> {
+    /// Removes the row. Its new version is that of the record that removes it.
+    fn remove(
+        &self,
+        relation: &Relation,
+        rows: &mut TableRows,
+        job: &Job,
+        pipeline: &mut Pipeline<'_>,
+    ) -> Result<(), StepError> {
+        let row_key = keys::row_key_of(self.state_key, rows.prefix().len());
+        let applied = match &self.row.contribution {
+            Some(contribution) => pipeline.apply(Change {
+                side: relation.side,
+                delta: Delta {
                     row: row_key.as_bytes(),
                     old: Some(contribution.as_contribution()),
                     new: None,
-                };
-                let applied = pipeline.apply(Change {
-                    side: self.relation.side,
-                    delta,
-                    at: self.record.timestamp(),
-                });
-                if let Err(StepError::Task(error)) = applied {
-                    return Err(StepError::Task(error));
-                }
-                result = result.and(applied);
-            }
-            let row = Row {
-                version: self.input.version,
-                deleted_ms: Some(pipeline.step.context.now),
-                ..Row::default()
-            };
-            rows.put(&state_key, None, &row, pipeline.step.state);
-        }
-        result
+                },
+                at: job.timestamp,
+            }),
+            None => Ok(()),
+        };
+        let deleted = Row {
+            version: job.sweep.at,
+            deleted_ms: Some(pipeline.step.context.now),
+            ..Row::default()
+        };
+        rows.put(self.state_key, None, &deleted, pipeline.step.state);
+        applied
     }
 }
 

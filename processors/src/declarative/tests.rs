@@ -6,10 +6,12 @@
 mod harness;
 mod history;
 mod inspect;
+mod limits;
 mod snapshots;
+mod sweeps;
 mod windows;
 
-use super::{Config, application};
+use super::{Config, StepLimits, application};
 use harness::{Harness, row_text};
 use schemas::codec::Datum;
 use std::sync::Arc;
@@ -57,6 +59,7 @@ fn applications_have_the_names_of_the_wiring() {
             processor: Arc::new(processor.clone()),
             schema_id: 1,
             horizon_ms: 1_000,
+            sweep_step: StepLimits::default(),
             fetch: Arc::new(|_| Ok(String::new())),
         });
         let wired = wiring

@@ -3,7 +3,7 @@
 
 use super::workload::{COUNT_KEYS, PARTITIONS, Workload, topic_of};
 use event_log::{OutBatch, OutRecord, SharedEventLog};
-use processors::declarative::{self, Config};
+use processors::declarative::{self, Config, StepLimits};
 use schemas::codec::Datum;
 use schemas::ids::SchemaId;
 use std::path::Path;
@@ -68,6 +68,7 @@ partitions = {PARTITIONS}
         processor,
         schema_id: SCHEMA,
         horizon_ms: DAY_MS,
+        sweep_step: StepLimits::default(),
         fetch: Arc::new(move |_| Ok(text.clone())),
     });
     Ok(Workload {

@@ -2,7 +2,7 @@
 //!
 //! At each commit, records of repartition topics are delivered to the sub-topology that reads them.
 
-use super::super::{Config, application};
+use super::super::{Config, StepLimits, application};
 use event_log::{NewRecord, RecordBatch, TimestampType, TopicPartition};
 use schemas::codec::Datum;
 use schemas::events::{ChunkEnd, Event};
@@ -79,6 +79,8 @@ pub struct Harness {
     name: String,
     subs: Vec<(SubTopology, StepDriver)>,
     schemas: Arc<Vec<String>>,
+    sweep_step: StepLimits,
+    now: i64,
     offsets: HashMap<String, i64>,
     position: u64,
     /// Every record that was passed to the processor, for replays.
@@ -88,8 +90,20 @@ pub struct Harness {
     dead_letters: Vec<String>,
 }
 
+/// A sweep that needs many steps even for the few rows of a test.
+pub const SLOW_SWEEP: StepLimits = StepLimits {
+    visited: 3,
+    found: 2,
+    bytes: 1 << 20,
+};
+
 impl Harness {
     pub fn new(base: &str, declaration: &str, name: &str) -> Harness {
+        Self::with(base, declaration, name, StepLimits::default(), &[])
+    }
+
+    /// `sweep_step` are the limits of a step of a sweep; `foreign` are schemas that the topology does not declare.
+    pub fn with(base: &str, declaration: &str, name: &str, sweep_step: StepLimits, foreign: &[&str]) -> Harness {
         let outcome = topology::check(
             "topology.toml",
             &format!("{base}{declaration}"),
@@ -110,7 +124,8 @@ impl Harness {
         let schemas = tables
             .chain(events)
             .chain(processors)
-            .map(|schema| schema.text().to_owned());
+            .map(|schema| schema.text().to_owned())
+            .chain(foreign.iter().map(|text| (*text).to_owned()));
         let schemas = Arc::new(schemas.collect::<Vec<_>>());
         let mut harness = Harness {
             name: name.to_owned(),
@@ -122,6 +137,8 @@ impl Harness {
             sent: Vec::new(),
             dead_letters: Vec::new(),
             schemas,
+            sweep_step,
+            now: NOW,
             topology,
         };
         let subs = harness.subtopologies();
@@ -144,12 +161,17 @@ impl Harness {
             schema_id: self.schema_id(processor.schema.text()),
             processor,
             horizon_ms: 1_000_000,
+            sweep_step: self.sweep_step,
             fetch: Arc::new(move |id| {
                 let text = schemas.get(usize::try_from(id).unwrap());
                 Ok(text.cloned().unwrap_or_else(|| ChunkEnd::schema().text().to_owned()))
             }),
         };
         application(&config).subtopologies
+    }
+
+    pub fn declaration_of(&self, name: &str) -> String {
+        self.topology.processor(name).unwrap().declaration.clone()
     }
 
     /// Whether there is no repartition topic.
@@ -162,7 +184,60 @@ impl Harness {
     }
 
     pub fn now(&mut self, now: i64) {
+        self.now = now;
         self.subs.iter_mut().for_each(|(_, driver)| driver.now = now);
+    }
+
+    /// Lets a millisecond pass, in which timers fire.
+    pub fn tick(&mut self) {
+        self.now += 1;
+        let now = self.now;
+        self.subs
+            .iter_mut()
+            .for_each(|(_, driver)| driver.advance(now).unwrap());
+    }
+
+    /// Commits, and continues until no sweep is left. Returns the number of its commits.
+    pub fn settle(&mut self) -> usize {
+        self.commit();
+        let mut commits = 1;
+        while self.sweeps() > 0 {
+            assert!(commits < 100_000, "a sweep does not end");
+            self.tick();
+            self.commit();
+            commits += 1;
+        }
+        commits
+    }
+
+    /// Number of sweeps in the state.
+    pub fn sweeps(&self) -> usize {
+        let mut sweeps = 0;
+        self.state(|_, key, _| sweeps += usize::from(key.starts_with(b"[\"sweep\",")));
+        sweeps
+    }
+
+    /// A row of a table that was written with a schema that the topology does not declare.
+    pub fn put_foreign(&mut self, table: &str, id: i64, schema: &str, row: &[Datum<'_>]) {
+        let value = self.value(&Schema::parse(schema).unwrap(), row);
+        self.change(format!("[\"{table}\",\"{id}\"]"), Some(value));
+    }
+
+    /// Like [`Harness::put_foreign`], for an event.
+    pub fn event_foreign(&mut self, name: &str, key: &str, schema: &str, row: &[Datum<'_>]) {
+        let value = self.value(&Schema::parse(schema).unwrap(), row);
+        self.raw(&self.topology.names().event(name), key.as_bytes(), &value);
+    }
+
+    /// A record that another program wrote to a topic.
+    pub fn raw(&mut self, topic: &str, key: &[u8], value: &[u8]) {
+        self.feed(InputRecord {
+            topic: topic.to_owned(),
+            key: key.to_vec(),
+            value: Some(value.to_vec()),
+            headers: Vec::new(),
+            at: 1,
+        });
     }
 
     fn value(&self, schema: &Schema, row: &[Datum<'_>]) -> Vec<u8> {
@@ -199,13 +274,7 @@ impl Harness {
         let mut value = Vec::new();
         schemas::wire::frame(SchemaId(self.schema_id(event.text())), &mut value);
         value.push(0xff);
-        self.feed(InputRecord {
-            topic: topic.to_owned(),
-            key: key.as_bytes().to_vec(),
-            value: Some(value),
-            headers: Vec::new(),
-            at: 1,
-        });
+        self.raw(topic, key.as_bytes(), &value);
     }
 
     /// Replays an event.

@@ -3,7 +3,7 @@
 //! In random histories, changes are lost and a snapshot restores them.
 
 use super::harness::{Harness, NOW};
-use super::history::Random;
+use super::history::{Random, harness};
 use super::{SHOP, id};
 use schemas::codec::Datum;
 use std::collections::BTreeMap;
@@ -149,7 +149,7 @@ fn random_snapshots_aggregate_equals_its_rows() {
     for seed in 1..=60_u64 {
         println!("seed {seed}");
         let mut random = Random::new(seed);
-        let mut harness = Harness::new(SHOP, TOTALS, "totals");
+        let mut harness = harness(TOTALS, "totals", seed);
         let mut orders = Orders::new();
         for turn in 0..150 {
             let number = random.signed(8);
@@ -181,8 +181,17 @@ fn random_snapshots_aggregate_equals_its_rows() {
                     harness.chunk("orders", &found, Some(number), Some(to));
                 }
             }
+            if random.below(4) == 0 {
+                harness.tick();
+            }
             if random.below(5) == 0 {
                 harness.commit();
+                if random.below(3) == 0 {
+                    harness.restart();
+                }
+            }
+            if random.below(8) == 0 {
+                harness.settle();
                 assert_eq!(harness.shown(), expected(&orders), "seed {seed}, turn {turn}");
                 if random.below(3) == 0 {
                     harness.restart();

@@ -162,6 +162,12 @@ impl Output {
         self.write_dead_letter(input, None, Stage::Produce, &error);
     }
 
+    /// Writes a dead letter that belongs to no single record, for example for a window that cannot be written when it
+    /// closes, to the dead-letter topic of an input. It has no key, value or offset.
+    pub fn dead_letter_of_input(&mut self, input: &TopicPartition, stage: Stage, error: &dyn Error) {
+        self.write_dead_letter(input, None, stage, error);
+    }
+
     fn write_dead_letter(
         &mut self,
         at: &TopicPartition,
