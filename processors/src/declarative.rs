@@ -18,6 +18,7 @@ mod stored_row;
 mod sweeps;
 mod table_input;
 mod table_rows;
+mod value_types;
 mod values;
 
 pub(crate) use delta::{Contribution, Delta};
@@ -43,6 +44,7 @@ use std::sync::Arc;
 use streams::{Application, Factory, FirstStart, SubTopology, TaskInfo};
 use table_rows::TableRows;
 use topology::{Feed, Input, Processor, Side, Topology, Work};
+use value_types::ValueTypes;
 
 /// Configuration of one declarative processor.
 #[derive(Clone)]
@@ -123,7 +125,7 @@ fn reader_for(config: &Config, topics: &[(String, Reads)], repartitions: Option<
             let found = task.inputs.iter().find(|input| *input.name == **topic);
             let id = found.map(|input| input.id.to_string()).unwrap_or_default();
             let content = match reads {
-                Reads::Deltas(side) => TopicContent::Repartitioned(*side),
+                Reads::Deltas(side) => TopicContent::Repartitioned(ValueTypes::new(&config.topology, processor, *side)),
                 Reads::Sides(sides) => direct(config, sides, &id),
             };
             InputTopic { at: at(topic), content }
@@ -152,7 +154,9 @@ fn direct(config: &Config, sides: &[Side], topic_id: &str) -> TopicContent {
         let rows = feed
             .is_table
             .then(|| TableRows::new(side.name(), topic_id.to_owned(), config.horizon_ms, config.sweep_step));
-        Relation::new(*side, name, Shape::new(config.processor.clone(), *side), rows)
+        let declared = config.topology.schema_of(feed.input).cloned();
+        let declared = declared.expect("a checked topology declares each input of a processor");
+        Relation::new(*side, name, declared, Shape::new(config.processor.clone(), *side), rows)
     });
     let relations = relations.collect();
     TopicContent::Direct { event, relations }

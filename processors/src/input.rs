@@ -9,5 +9,5 @@ mod sweep;
 
 pub use change::{Change, ChangeRecord, KeyChange, Kind, Replayed, dead_letter_offset, row_of, table_of};
 pub use chunk::KeySpan;
-pub use schema::{FetchSchema, Unavailable, schema_id};
+pub use schema::{BoundSchemas, FetchSchema, Unavailable, patient, schema_id};
 pub use sweep::{StepLimits, Sweep, find};

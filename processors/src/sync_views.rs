@@ -19,7 +19,7 @@ mod state;
 mod tests;
 mod view_log;
 
-pub use crate::input::{FetchSchema, StepLimits, Unavailable};
+pub use crate::input::{FetchSchema, StepLimits, Unavailable, patient};
 
 use crate::dead_letter::{RecordError, StepError};
 use crate::input::{Change, ChangeRecord, KeyChange, Kind, Replayed, keys};
@@ -36,7 +36,7 @@ use std::sync::Arc;
 use streams::{Context, Error, Output, Processor, Result, Stage, State, Timer};
 use view_log::{ViewLog, ViewRow};
 use views::record;
-use views::rules::{Kept, Relation, SourceRules, ViewOutputs};
+use views::rules::{EvaluateError, Kept, Relation, SourceRules, ViewOutputs};
 
 /// Maximum number of deleted rows that are removed from the state per commit, so that a commit stays short.
 const FORGET_MAX: usize = 256;
@@ -222,7 +222,7 @@ impl SyncViews {
         let mut complete = true;
         match change.value {
             Some(value) => {
-                let bound = self.bindings.get(value, input.table, relation)?;
+                let bound = self.bindings.get(value, input.table)?;
                 let kept: &[Kept] = match &origin {
                     Some(origin) => origin.kept(),
                     None if was_deleted.is_none() => &row.kept,
@@ -232,7 +232,7 @@ impl SyncViews {
                 };
                 let body = value.get(schemas::wire::FRAME_LENGTH..).unwrap_or_default();
                 let evaluated = bound.evaluate(body, kept, &mut self.outputs);
-                let evaluated = evaluated.map_err(|e| RecordError::new(Stage::Transformation, e))?;
+                let evaluated = evaluated.map_err(evaluation_error)?;
                 (row.kept, complete) = (evaluated.kept, evaluated.complete);
                 row.image = Image::of(value);
                 if row.image.is_none() {
@@ -528,6 +528,14 @@ fn rule_versions(rules: &SourceRules) -> RuleVersions {
         (relation.name().to_owned(), versions.collect())
     };
     rules.relations().map(of_table).collect()
+}
+
+fn evaluation_error(error: EvaluateError) -> RecordError {
+    let stage = match &error {
+        EvaluateError::Decode(_) => Stage::ValueConverter,
+        _ => Stage::Transformation,
+    };
+    RecordError::new(stage, error)
 }
 
 /// Stores a row. While the row is deleted, it is also in the list of deleted rows; `was_deleted` is the time under

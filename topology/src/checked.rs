@@ -360,6 +360,18 @@ impl Topology {
         .unwrap_or_default()
     }
 
+    /// The Avro schema of an input's records, as declared. Its first fields are the columns of the input.
+    pub fn schema_of(&self, input: Input) -> Option<&Arc<Schema>> {
+        match input {
+            Input::Table { source, table } => {
+                let table = self.sources.get(source)?.tables.get(table)?;
+                Some(&table.schema)
+            }
+            Input::Event(at) => Some(&self.events.get(at)?.schema),
+            Input::Processor(at) => Some(&self.processors.get(at)?.schema),
+        }
+    }
+
     /// The scope of the bucket with this name; `None` if the name matches no declared bucket.
     pub fn scope_of(&self, bucket: &str) -> Option<String> {
         self.buckets.iter().find_map(|declared| declared.scope_of(bucket))

@@ -9,7 +9,8 @@ mod compile;
 pub use bound::{BindError, Bound, EvaluateError, Evaluated, Kept};
 pub use compile::Rules;
 
-use std::collections::BTreeMap;
+use schemas::schema::{Field, Schema, TypeId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use topology::expr::Program;
@@ -58,19 +59,49 @@ impl SourceRules {
 #[derive(Debug)]
 pub struct Relation {
     name: String,
-    /// Names of the declared columns, in order; `None` for a column that no view uses.
-    columns: Vec<Option<String>>,
+    /// Declared schema of the rows.
+    schema: Arc<Schema>,
+    /// By field of the schema; `None` for a field that no view uses.
+    columns: Vec<Option<Column>>,
+    /// Index of the field that lists the omitted columns. Events have none.
+    unchanged: Option<usize>,
     views: Vec<ViewRule>,
     partitions: i32,
 }
 
+/// A column that views use.
+#[derive(Debug)]
+struct Column {
+    name: String,
+    ty: TypeId,
+}
+
 impl Relation {
-    /// Creates the views of a table. `columns` are the declared ones, `None` for a column that no view uses;
-    /// `partitions` is the partition count of `view.log`.
-    pub fn new(name: impl Into<String>, columns: Vec<Option<String>>, views: Vec<ViewRule>, partitions: i32) -> Self {
+    /// Creates the views of a table. `schema` is the declared schema of its rows, and `views` refer to its fields by their
+    /// indexes, of which `used` contains all; `partitions` is the partition count of `view.log`.
+    pub fn new(
+        name: impl Into<String>,
+        schema: Arc<Schema>,
+        used: &BTreeSet<usize>,
+        views: Vec<ViewRule>,
+        partitions: i32,
+    ) -> Self {
+        let column = |(at, field): (usize, &Field)| {
+            used.contains(&at).then(|| Column {
+                name: field.column().to_owned(),
+                ty: field.ty,
+            })
+        };
+        let columns = schema.fields().iter().enumerate().map(column).collect();
+        let unchanged = schema
+            .fields()
+            .iter()
+            .position(|field| *field.name == *schemas::pg_types::UNCHANGED);
         Relation {
             name: name.into(),
+            schema,
             columns,
+            unchanged,
             views,
             partitions,
         }
@@ -88,7 +119,7 @@ impl Relation {
 
     /// Whether a view uses this column.
     pub fn uses(&self, column: &str) -> bool {
-        self.columns.iter().flatten().any(|used| used == column)
+        self.columns.iter().flatten().any(|used| used.name == column)
     }
 
     /// Names of the views with the versions of their rules.

@@ -3,7 +3,7 @@
 use super::context::Context;
 use crate::state_api::RunningProcessors;
 use event_log::ErrorAction;
-use processors::sync_views::{FetchSchema, Unavailable};
+use processors::sync_views::{FetchSchema, Unavailable, patient};
 use registry::SharedRegistry;
 use schemas::ids::SchemaId;
 use service::{AttemptError, Drain, RetryPolicy, chain, retry_blocking};
@@ -86,9 +86,10 @@ pub fn config(context: &Context, processor: &str) -> streams::Config {
     config
 }
 
-/// Fetches schemas by id. An unknown id is an error of the record (dead letter); any other failure is retried.
+/// Fetches schemas by id. An unknown id is retried for some seconds and then an error of the record (dead letter); any
+/// other failure is retried.
 pub fn fetch_schema(registry: SharedRegistry) -> FetchSchema {
-    Arc::new(move |id| match registry.by_id(SchemaId(id)) {
+    patient(Arc::new(move |id| match registry.by_id(SchemaId(id)) {
         Ok(text) => Ok(text.to_string()),
         Err(error) => {
             let action = match error {
@@ -100,5 +101,5 @@ pub fn fetch_schema(registry: SharedRegistry) -> FetchSchema {
                 action,
             })
         }
-    })
+    }))
 }

@@ -8,6 +8,8 @@ use event_log::Millis;
 
 /// Format of a record on a repartition topic.
 const FORMAT: u8 = 1;
+/// Greatest format that a later release may have. A greater first byte is another program's record.
+const FORMAT_MAX: u8 = 15;
 
 /// What a row contributes to one group or pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +47,9 @@ pub enum DeltaError {
     /// Not an encoded delta.
     #[error("the record is corrupt")]
     Damaged,
+    /// The values do not have the types of the declaration.
+    #[error("the values of the record do not have the types that the processor's declaration gives them")]
+    Types,
 }
 
 impl<'a> Delta<'a> {
@@ -66,8 +71,8 @@ impl<'a> Delta<'a> {
         let rest = &mut bytes;
         match read_byte(rest) {
             Some(FORMAT) => {}
-            Some(other) => return Err(DeltaError::Newer(other)),
-            None => return Err(DeltaError::Damaged),
+            Some(newer @ FORMAT..=FORMAT_MAX) => return Err(DeltaError::Newer(newer)),
+            _ => return Err(DeltaError::Damaged),
         }
         let by = read_array(rest).map(u64::from_be_bytes).ok_or(DeltaError::Damaged)?;
         if by != declaration {
@@ -126,8 +131,14 @@ mod tests {
                     "{cut} bytes"
                 );
             }
-            out[0] = 2;
-            assert_eq!(Delta::read(9, b"[1]", &out), Err(DeltaError::Newer(2)));
+            for (first, error) in [
+                (0, DeltaError::Damaged),
+                (2, DeltaError::Newer(2)),
+                (b'{', DeltaError::Damaged),
+            ] {
+                out[0] = first;
+                assert_eq!(Delta::read(9, b"[1]", &out), Err(error));
+            }
         }
     }
 }

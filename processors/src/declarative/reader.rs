@@ -5,20 +5,20 @@
 //! State that was written under another declaration stops the task, because the contributions in it cannot be removed
 //! from the output.
 
-use super::delta::{Delta, DeltaError};
+use super::delta::{Contribution, Delta, DeltaError};
 use super::event_dedup;
 use super::relation::Relation;
 use super::shape::Shaped;
 use super::sink::{Change, Pipeline, Sink};
 use super::table_input;
 use super::table_rows::TableRows;
+use super::value_types::ValueTypes;
 use crate::dead_letter::{RecordError, StepError, stop};
 use crate::input::{self, FetchSchema, schema_id};
 use crate::step::Step;
 use event_log::{RecordRef, RecordSlice, TopicPartition};
 use std::sync::Arc;
 use streams::{Context, Error, Output, Processor, Result, Stage, State, Timer};
-use topology::Side;
 
 /// State key of the declaration under which a task's state was written.
 const DECLARATION: &[u8] = b"[\"declaration\"]";
@@ -42,7 +42,7 @@ pub enum TopicContent {
         relations: Vec<Relation>,
     },
     /// Deltas of one input, which another sub-topology of the application has repartitioned.
-    Repartitioned(Side),
+    Repartitioned(ValueTypes),
 }
 
 /// Reads the inputs of one sub-topology.
@@ -96,8 +96,12 @@ impl Reader {
             },
         };
         let done = match &mut input.content {
-            TopicContent::Repartitioned(side) => {
-                repartitioned(&self.name, *side, self.declaration_id, record).and_then(|change| pipeline.apply(change))
+            TopicContent::Repartitioned(types) => {
+                let change = repartitioned(&self.name, types, self.declaration_id, record);
+                change.and_then(|(change, rejected)| {
+                    pipeline.apply(change)?;
+                    rejected.map_or(Ok(()), |error| Err(error.into()))
+                })
             }
             TopicContent::Direct { event, relations } => match relations.as_mut_slice() {
                 [relation] if relation.rows.is_none() => event_dedup::process(relation, &record, &mut pipeline),
@@ -128,26 +132,46 @@ pub fn id_of(declaration: &str) -> u64 {
     xxhash_rust::xxh3::xxh3_64(declaration.as_bytes())
 }
 
-/// Returns the change in a record of a repartition topic.
-fn repartitioned<'r>(name: &str, side: Side, declaration: u64, record: RecordRef<'r>) -> Result<Change<'r>, StepError> {
+/// Returns the change in a record of a repartition topic, and an error if the record becomes a dead letter although the
+/// change is applied.
+fn repartitioned<'r>(
+    name: &str,
+    types: &ValueTypes,
+    declaration: u64,
+    record: RecordRef<'r>,
+) -> Result<(Change<'r>, Option<RecordError>), StepError> {
     let (key, value) = (record.key().unwrap_or_default(), record.value().unwrap_or_default());
-    match Delta::read(declaration, key, value) {
-        Ok(delta) => Ok(Change {
-            side,
-            delta,
-            at: record.timestamp(),
-        }),
-        Err(DeltaError::Damaged) => Err(RecordError::new(Stage::ValueConverter, DeltaError::Damaged).into()),
+    let delta = match Delta::read(declaration, key, value) {
+        Ok(delta) => delta,
+        Err(error @ (DeltaError::Damaged | DeltaError::Types)) => {
+            return Err(RecordError::new(Stage::ValueConverter, error).into());
+        }
         // All later records would fail for the same reason, so the task stops instead of making them dead letters.
         Err(error @ (DeltaError::Newer(_) | DeltaError::Foreign)) => {
             let at = record.partition();
-            Err(stop(name, format!("record {at}@{}: {error}", record.offset())).into())
+            return Err(stop(name, format!("record {at}@{}: {error}", record.offset())).into());
         }
-    }
+    };
+    let accepted = |contribution: &Contribution<'_>| types.accept(contribution);
+    let new = delta.new.filter(accepted);
+    let is_rejected = delta.new.is_some() && new.is_none();
+    let change = Change {
+        side: types.side,
+        delta: Delta {
+            // If the old contribution is not accepted, it was not added either.
+            old: delta.old.filter(accepted),
+            new,
+            ..delta
+        },
+        at: record.timestamp(),
+    };
+    let rejected = is_rejected.then(|| RecordError::new(Stage::ValueConverter, DeltaError::Types));
+    Ok((change, rejected))
 }
 
 impl Processor for Reader {
     fn prepare(&mut self, records: RecordSlice<'_>) -> Result<()> {
+        let mut failed = None;
         for record in records.iter() {
             let Some(id) = record.value().and_then(schema_id) else {
                 continue;
@@ -161,14 +185,18 @@ impl Processor for Reader {
                 None => input::table_of(&record, None),
             };
             for relation in relations.iter_mut().filter(|r| Some(r.name.as_str()) == table) {
-                relation.prepare(id, &self.fetch).map_err(|error| Error::Processor {
-                    name: self.name.to_string(),
-                    reason: error.reason,
-                    action: error.action,
-                })?;
+                // The other schemas are fetched as well, so that those of one batch are waited for together.
+                failed = failed.or(relation.prepare(id, &self.fetch).err());
             }
         }
-        Ok(())
+        match failed {
+            None => Ok(()),
+            Some(error) => Err(Error::Processor {
+                name: self.name.to_string(),
+                reason: error.reason,
+                action: error.action,
+            }),
+        }
     }
 
     fn process(

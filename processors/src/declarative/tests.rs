@@ -7,6 +7,7 @@ mod harness;
 mod history;
 mod inspect;
 mod limits;
+mod schemas_of_records;
 mod snapshots;
 mod sweeps;
 mod windows;

@@ -6,20 +6,18 @@
 
 use super::state::{FORMAT, StateError, damaged, open};
 use crate::dead_letter::RecordError;
-use crate::input::{self, FetchSchema, Unavailable, schema_id};
-use event_log::{ErrorAction, RecordSlice};
+use crate::input::{self, BoundSchemas, FetchSchema, schema_id};
+use event_log::RecordSlice;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use streams::{Error, Stage, State};
 use views::rules::{Bound, Relation, SourceRules};
 
-/// Bound rules by schema id and table.
+/// Bound rules by table and schema id.
 pub(super) struct Bindings {
     rules: Arc<SourceRules>,
     fetch: FetchSchema,
-    bound: HashMap<(u32, Arc<str>), Arc<Bound>>,
-    /// Ids that cannot be used, with the reason.
-    unusable: HashMap<u32, String>,
+    tables: HashMap<String, BoundSchemas<Bound>>,
     /// Texts of the schemas that were fetched.
     texts: BTreeMap<u32, String>,
     /// Ids of schemas that may not be in the state.
@@ -36,8 +34,7 @@ impl Bindings {
         Bindings {
             rules,
             fetch,
-            bound: HashMap::new(),
-            unusable: HashMap::new(),
+            tables: HashMap::new(),
             texts: BTreeMap::new(),
             unsaved: BTreeSet::new(),
         }
@@ -68,12 +65,8 @@ impl Bindings {
         relation: &Arc<Relation>,
         state: &State,
     ) -> Result<Result<Arc<Bound>, String>, Error> {
-        let table = relation.name();
-        let known = self
-            .bound
-            .iter()
-            .find(|((known, name), _)| *known == id && **name == *table);
-        if let Some((_, bound)) = known {
+        let schemas = self.tables.entry(relation.name().to_owned()).or_default();
+        if let Ok(bound) = schemas.get(id) {
             return Ok(Ok(bound.clone()));
         }
         let Some(bytes) = state.get(&schema_key(id))? else {
@@ -81,87 +74,61 @@ impl Bindings {
         };
         let text = open(&bytes).map_err(|e| damaged(&e))?;
         let text = std::str::from_utf8(text).map_err(|_| damaged(&StateError::Damaged("a schema")))?;
-        match relation.bind(text) {
-            Ok(bound) => {
-                let bound = Arc::new(bound);
-                self.bound.insert((id, table.into()), bound.clone());
-                Ok(Ok(bound))
-            }
-            Err(error) => Ok(Err(error.to_string())),
-        }
+        schemas.bind(id, text, |text| relation.bind(text).map_err(|error| error.to_string()));
+        Ok(schemas.get(id).cloned())
     }
 
     /// Fetches the schemas that records need and that are not bound yet.
     pub(super) fn prepare(&mut self, records: RecordSlice<'_>) -> Result<(), Error> {
-        let (mut last, rules) = (None, self.rules.clone());
+        let (mut last, mut failed) = (None, None);
         for record in records.iter() {
             let Some(id) = record.value().and_then(schema_id) else {
                 continue;
             };
-            let Some(table) = input::table_of(&record, rules.event()) else {
+            let Some(table) = input::table_of(&record, self.rules.event()) else {
                 continue;
             };
             if last == Some((id, table)) {
                 continue;
             }
             last = Some((id, table));
-            // A redriven record is looked up again, because its schema may have been registered in the meantime.
-            let known = self.unusable.contains_key(&id) && record.header(schemas::headers::REPLAYED).is_none();
-            if !known && !self.bound.keys().any(|(i, t)| *i == id && **t == *table) {
-                self.fetch(id, table)?;
+            let Some(relation) = self.rules.relation(table) else {
+                continue;
+            };
+            if !self.tables.contains_key(table) {
+                self.tables.insert(table.to_owned(), BoundSchemas::default());
             }
+            let Some(schemas) = self.tables.get_mut(table) else {
+                continue;
+            };
+            let (texts, unsaved) = (&mut self.texts, &mut self.unsaved);
+            let prepared = schemas.prepare(id, &self.fetch, |text| {
+                if texts.insert(id, text.to_owned()).is_none() {
+                    unsaved.insert(id);
+                }
+                relation.bind(text).map_err(|error| error.to_string())
+            });
+            // The other schemas are fetched as well, so that those of one batch are waited for together.
+            failed = failed.or(prepared.err());
         }
-        Ok(())
+        match failed {
+            None => Ok(()),
+            Some(error) => Err(Error::Processor {
+                name: "sync-views".into(),
+                reason: error.reason,
+                action: error.action,
+            }),
+        }
     }
 
     /// The rules bound to the schema of a value, which `prepare` has fetched.
-    pub(super) fn get(&self, value: &[u8], table: &str, relation: &Relation) -> Result<Arc<Bound>, RecordError> {
+    pub(super) fn get(&self, value: &[u8], table: &str) -> Result<Arc<Bound>, RecordError> {
         let id =
             schema_id(value).ok_or_else(|| RecordError::new(Stage::ValueConverter, "the value has no schema id"))?;
-        let known = self
-            .bound
-            .iter()
-            .find(|((known, name), _)| *known == id && **name == *table);
-        known.map(|(_, bound)| bound.clone()).ok_or_else(|| {
-            let reason = self.unusable.get(&id).cloned();
-            let reason = reason.unwrap_or_else(|| {
-                format!(
-                    "schema {id} is incompatible with the view rules of `{}`",
-                    relation.name()
-                )
-            });
-            RecordError::new(Stage::ValueConverter, reason)
-        })
-    }
-
-    fn fetch(&mut self, id: u32, table: &str) -> Result<(), Error> {
-        let Some(relation) = self.rules.relation(table).cloned() else {
-            return Ok(());
+        let bound = match self.tables.get(table) {
+            Some(schemas) => schemas.get(id).cloned(),
+            None => Err(format!("schema {id} is unknown")),
         };
-        let text = match (self.fetch)(id) {
-            Ok(text) => text,
-            Err(Unavailable {
-                reason,
-                action: ErrorAction::DeadLetter,
-            }) => {
-                self.unusable.insert(id, reason);
-                return Ok(());
-            }
-            Err(Unavailable { reason, action }) => {
-                return Err(Error::Processor {
-                    name: "sync-views".into(),
-                    reason,
-                    action,
-                });
-            }
-        };
-        if self.texts.insert(id, text.clone()).is_none() {
-            self.unsaved.insert(id);
-        }
-        match relation.bind(&text) {
-            Ok(bound) => drop(self.bound.insert((id, table.into()), Arc::new(bound))),
-            Err(error) => drop(self.unusable.insert(id, error.to_string())),
-        }
-        Ok(())
+        bound.map_err(|reason| RecordError::new(Stage::ValueConverter, reason))
     }
 }

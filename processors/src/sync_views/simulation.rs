@@ -13,6 +13,7 @@ mod source;
 use super::{Config as SyncViewsConfig, StepLimits, SyncViews, Unavailable};
 use edge::Readers;
 use event_log::{ErrorAction, Millis, TopicPartition};
+use schemas::schema::Schema;
 use source::{Events, ROW, ROW_ID, Source};
 use std::sync::Arc;
 use streams::{Application, Config, FirstStart, SubTopology, TaskInfo, changelog_topic};
@@ -45,6 +46,13 @@ const SEEDS: u64 = 300;
 /// From this number of seeds on, every kind of fault must have occurred at least once. `just simulate` and the nightly
 /// workflow run that many.
 const COVERAGE_SEEDS: u64 = 10_000;
+
+/// The schema as a later topology declares it. Records with [`ROW`] are read by schema resolution.
+const LATER_ROW: &str = r#"{"type":"record","name":"row","fields":[
+    {"name":"pad","type":["null","string"]},{"name":"scope","type":["null","string"]},
+    {"name":"added","type":["null","long"],"default":null},{"name":"label","aliases":["name"],"type":["string","null"]},
+    {"name":"note","type":"string"},{"name":"_unchanged","type":["null",{"type":"array","items":"string"}]},
+    {"name":"value","type":"long"}]}"#;
 
 /// The scope of a bucket; the two scopes are in different partitions.
 fn scope_of(bucket: char) -> &'static str {
@@ -84,27 +92,29 @@ const INPUTS: [InputTopic; 3] = [
     },
 ];
 
-/// The rules of an input's view. They change while the simulation runs: `pad` is a field of the view or not.
-fn rules(input: &InputTopic, pad: bool) -> Arc<SourceRules> {
+/// The rules of an input's view. They change while the simulation runs: with `pad_field`, `pad` is a field of the view.
+fn rules(input: &InputTopic, pad_field: bool) -> Arc<SourceRules> {
     let (topic, view) = (input.name, input.view);
+    // Only the records of one topic have the declared schema.
+    let schema = Schema::parse(if view == "x" { ROW } else { LATER_ROW }).expect("a valid schema");
+    let at = |name: &str| schema.fields().iter().position(|field| *field.name == *name);
+    let name = at("name").or(at("label")).expect("a declared field");
+    let [scope, value, note, pad] = ["scope", "value", "note", "pad"].map(|name| at(name).expect("a declared field"));
     let rule = ViewRule {
         name: view.to_owned(),
-        version: u64::from(pad),
-        bucket: vec![Piece::Column(0), Piece::Column(1)],
-        scope: vec![Piece::Column(0)],
+        version: u64::from(pad_field),
+        bucket: vec![Piece::Column(scope), Piece::Column(name)],
+        scope: vec![Piece::Column(scope)],
         filter: None,
-        fields: ["value", "note", "pad"]
-            .map(str::to_owned)
+        fields: [("value", value), ("note", note), ("pad", pad)]
             .into_iter()
-            .zip(2..)
-            .take(2 + usize::from(pad))
+            .map(|(name, column)| (name.to_owned(), column))
+            .take(2 + usize::from(pad_field))
             .collect(),
     };
-    let columns = ["scope", "name", "value", "note", "pad"]
-        .map(|name| Some(name.to_owned()))
-        .to_vec();
+    let used = [scope, name, value, note, pad].into();
     let event = (topic == EVENTS).then(|| view.to_owned());
-    let relation = Relation::new(view, columns, vec![rule], PARTITIONS);
+    let relation = Relation::new(view, Arc::new(schema), &used, vec![rule], PARTITIONS);
     Arc::new(SourceRules::new(topic, event, vec![relation]))
 }
 

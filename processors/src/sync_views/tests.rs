@@ -5,12 +5,14 @@
 mod jobs;
 mod key_changes;
 mod rules;
+mod schemas_of_records;
 
 use super::{Config, StepLimits, SyncViews, Unavailable};
 use event_log::{ErrorAction, NewRecord, RecordBatch, TimestampType, TopicPartition};
 use schemas::events::{ChunkEnd, Event};
 use schemas::headers::{self, Tx};
 use schemas::ids::SchemaId;
+use schemas::schema::Schema;
 use schemas::version::Lsn;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -98,11 +100,29 @@ fn rule() -> ViewRule {
 
 /// The views of a table with these columns.
 fn relation(table: &str, columns: &[&str], views: Vec<ViewRule>) -> Relation {
-    let columns = columns.iter().map(|name| Some((*name).to_owned())).collect();
-    Relation::new(table, columns, views, 1)
+    let used = (0..columns.len()).collect();
+    Relation::new(table, declared(columns), &used, views, 1)
+}
+
+/// The schema of a table with these columns.
+fn declared(columns: &[&str]) -> Arc<Schema> {
+    let column = |name: &&str| format!(r#"{{"name":"{name}","type":"string"}},"#);
+    let columns: String = columns.iter().map(column).collect();
+    let unchanged = r#"{"name":"_unchanged","type":["null",{"type":"array","items":"string"}],"default":null}"#;
+    let schema = format!(r#"{{"type":"record","name":"t","fields":[{columns}{unchanged}]}}"#);
+    Arc::new(Schema::parse(&schema).unwrap())
 }
 
 fn processor(relations: Vec<Relation>, job_step: StepLimits) -> SyncViews {
+    processor_with(relations, job_step, |id| (id == KNOWN).then_some(SCHEMA))
+}
+
+/// Like [`processor`]; `schema` returns the schema of an id.
+fn processor_with(
+    relations: Vec<Relation>,
+    job_step: StepLimits,
+    schema: fn(u32) -> Option<&'static str>,
+) -> SyncViews {
     SyncViews::new(Config {
         rules: Arc::new(SourceRules::new("shop.change.t", None, relations)),
         writer: "p/shop.change.t/id/0".to_owned(),
@@ -117,8 +137,8 @@ fn processor(relations: Vec<Relation>, job_step: StepLimits) -> SyncViews {
         },
         horizon_ms: HORIZON,
         job_step,
-        fetch: Arc::new(|id| {
-            (id == KNOWN).then(|| SCHEMA.to_owned()).ok_or(Unavailable {
+        fetch: Arc::new(move |id| {
+            schema(id).map(str::to_owned).ok_or(Unavailable {
                 reason: format!("schema {id} is not known"),
                 action: ErrorAction::DeadLetter,
             })
@@ -134,6 +154,8 @@ struct Harness {
     keys: BTreeSet<(String, String, String)>,
     stale: bool,
     dead_letters: usize,
+    /// Messages of the dead letters.
+    reasons: Vec<String>,
 }
 
 impl Harness {
@@ -142,7 +164,22 @@ impl Harness {
     }
 
     fn with_step(job_step: StepLimits) -> Harness {
-        let processor = processor(vec![relation("t", &["owner", "note"], vec![rule()])], job_step);
+        let relation = relation("t", &["owner", "note"], vec![rule()]);
+        Harness::of(processor(vec![relation], job_step))
+    }
+
+    /// The view has the first two columns of the declared schema; `schema` returns the schema of an id.
+    fn with(declared: &str, schema: fn(u32) -> Option<&'static str>) -> Harness {
+        let declared = Arc::new(Schema::parse(declared).unwrap());
+        let rule = ViewRule {
+            fields: vec![(declared.fields()[1].name.to_string(), 1)],
+            ..rule()
+        };
+        let relation = Relation::new("t", declared, &[0, 1].into(), vec![rule], 1);
+        Harness::of(processor_with(vec![relation], StepLimits::default(), schema))
+    }
+
+    fn of(processor: SyncViews) -> Harness {
         Harness {
             driver: StepDriver::new("sync-views", Box::new(processor)).unwrap(),
             offset: 0,
@@ -150,6 +187,7 @@ impl Harness {
             keys: BTreeSet::new(),
             stale: false,
             dead_letters: 0,
+            reasons: Vec::new(),
         }
     }
 
@@ -195,6 +233,10 @@ impl Harness {
         for written in self.driver.commit().unwrap() {
             if written.topic != "shop.view.log" {
                 self.dead_letters += 1;
+                let mut headers = written.headers.into_iter();
+                let reason = headers.find(|(name, _)| name == headers::errors::EXCEPTION_MESSAGE);
+                self.reasons
+                    .push(String::from_utf8(reason.unwrap().1.unwrap()).unwrap());
                 continue;
             }
             let headers = written

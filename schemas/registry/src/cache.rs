@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a missing id is cached.
-const MISSING_FOR: Duration = Duration::from_secs(5);
+/// How long a missing id is cached. A registry that follows another one learns a new schema a moment later.
+const MISSING_FOR: Duration = Duration::from_secs(1);
 /// How long the unavailability of the registry is cached.
 const UNAVAILABLE_FOR: Duration = Duration::from_millis(250);
 

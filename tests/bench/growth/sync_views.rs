@@ -8,6 +8,7 @@ use anyhow::Context;
 use event_log::{ErrorAction, NewRecord, RecordBatch, TimestampType, TopicPartition};
 use processors::sync_views::{Config, StepLimits, SyncViews, Unavailable};
 use schemas::headers::{self, Tx};
+use schemas::schema::Schema;
 use schemas::version::Lsn;
 use state_store::{Engine, Options, SharedStore, Space};
 use std::path::Path;
@@ -108,8 +109,9 @@ fn processor() -> SyncViews {
         filter: None,
         fields: vec![("a".to_owned(), 1), ("b".to_owned(), 2), ("c".to_owned(), 3)],
     };
-    let columns = ["owner", "a", "b", "c"].map(|name| Some(name.to_owned())).to_vec();
-    let rules = SourceRules::new("bench.change.t", None, vec![Relation::new("t", columns, vec![rule], 1)]);
+    let schema = Schema::parse(SCHEMA).expect("a valid schema");
+    let relation = Relation::new("t", Arc::new(schema), &[0, 1, 2, 3].into(), vec![rule], 1);
+    let rules = SourceRules::new("bench.change.t", None, vec![relation]);
     SyncViews::new(Config {
         rules: Arc::new(rules),
         writer: "sync-views/bench.change.t/id/0".to_owned(),

@@ -7,7 +7,9 @@ use connectors::status::State;
 use event_log::{ErrorAction, Isolation, NewRecord, RecordBatch, StartFrom, TimestampType, TopicPartition};
 use processors::sync_views::{self, SyncViews, Unavailable};
 use schemas::headers;
-use schemas::ids::SchemaId;
+use schemas::ids::{SchemaId, SourceName};
+use schemas::pg_types::{self, Column};
+use schemas::schema::Schema;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,8 +31,18 @@ fn sync_views(setting: &Setting) -> StepDriver {
             filter: None,
             fields: vec![("body".to_owned(), 2)],
         };
-        let columns = ["id", "owner", "body"].map(|name| Some(name.to_owned())).to_vec();
-        Relation::new(table.name.to_string(), columns, vec![rule], 1)
+        let source = SourceName::new(&setting.name).expect("a valid name");
+        let columns =
+            [("id", "int8"), ("owner", "text"), ("body", "text")].map(|(name, ty)| Column::declared(name, ty));
+        let schema = pg_types::table_schema(&source, &table.name, &columns).expect("valid columns");
+        let schema = Schema::parse(&schema).expect("a valid schema");
+        Relation::new(
+            table.name.to_string(),
+            Arc::new(schema),
+            &[0, 1, 2].into(),
+            vec![rule],
+            1,
+        )
     });
     let rules = SourceRules::new(topic.as_str(), None, relations.collect());
     let registry = setting.registry.clone();

@@ -1,12 +1,14 @@
 //! Rules bound to the schema with which the rows were written.
 //!
-//! Binding resolves columns to positions once per schema, so that no name is looked up per row.
+//! Views are defined on the declared schema of their relation. Rows that were written with another schema are read by
+//! Avro's resolution, which is compiled once per schema. No name is looked up per row, and a value of a declared column
+//! always has the declared type.
 
 use super::{Piece, Relation, ViewOutputs, ViewRule};
 use crate::partition_of;
-use schemas::codec::{Datum, DecodeError, Row};
+use schemas::codec::{Datum, DecodeError, ProjectError, Projection, Row};
 use schemas::device_json;
-use schemas::schema::{Schema, SchemaError, TypeId};
+use schemas::schema::{Field, Kind, Schema, SchemaError};
 use std::borrow::Cow;
 use std::sync::Arc;
 use topology::expr::EvalError;
@@ -27,23 +29,23 @@ pub enum BindError {
         /// Cause.
         reason: SchemaError,
     },
-    /// A column that a view uses is not in the schema.
+    /// A column that views use cannot be read as declared.
     #[error(
-        "column `{column}` of `{relation}` is used by views but missing in the schema of its records; redeploy the source or the topology so that both match"
+        "{reason}; write the records of `{relation}` with a compatible schema, or correct the declaration so that both match"
     )]
-    Column {
+    Incompatible {
         /// Table or event type.
         relation: String,
-        /// Column.
-        column: String,
+        /// Cause.
+        reason: ProjectError,
     },
 }
 
 /// Why a row cannot be evaluated.
 #[derive(Debug, thiserror::Error)]
 pub enum EvaluateError {
-    /// The bytes do not match the schema.
-    #[error("the row does not match its schema: {0}")]
+    /// The bytes do not match the schema, or a value cannot be read as declared.
+    #[error(transparent)]
     Decode(DecodeError),
     /// A condition failed.
     #[error("the condition of view `{view}` failed: {reason}")]
@@ -73,27 +75,8 @@ pub enum EvaluateError {
 #[derive(Debug)]
 pub struct Bound {
     relation: Arc<Relation>,
-    schema: Schema,
-    /// By declared index; `None` for a column that no view uses.
-    columns: Vec<Option<Column>>,
-    /// All columns of the schema, which other views may use later.
-    all: Vec<Column>,
-    unchanged: Option<usize>,
-    /// Whether the schema has the columns in the declared order, so that decoded rows can be used without reordering.
-    in_order: bool,
-}
-
-#[derive(Debug)]
-struct Column {
-    name: String,
-    at: usize,
-    ty: TypeId,
-}
-
-/// A decoded row, in the order of its schema and in the declared order.
-struct Input<'a, 'r> {
-    row: &'a Row<'r>,
-    declared: &'a Row<'r>,
+    /// `None` if the rows were written with the declared schema.
+    resolution: Option<Projection>,
 }
 
 /// The value of a column that the source may omit when the row changes next.
@@ -121,51 +104,31 @@ impl Relation {
     /// Binds the views to a schema.
     ///
     /// # Errors
-    /// The text is not a record schema, or a column that views use is missing in it.
+    /// The text is not a record schema, or a column that views use cannot be read as declared.
     pub fn bind(self: &Arc<Self>, schema: &str) -> Result<Bound, BindError> {
-        let invalid = |reason| BindError::Schema {
-            relation: self.name.clone(),
-            reason,
-        };
-        let schema = Schema::parse(schema).map_err(invalid)?;
-        let record = schema.record().map_err(invalid)?;
-        let column = |name: &Option<String>| {
-            let Some(name) = name else { return Ok(None) };
-            let at = record.fields.iter().position(|f| f.column() == name.as_str());
-            let found = at.and_then(|at| record.fields.get(at).map(|f| (at, f.ty)));
-            let missing = || BindError::Column {
+        let resolution = if schema == self.schema.text() {
+            None
+        } else {
+            let writer = Schema::parse(schema).map_err(|reason| BindError::Schema {
                 relation: self.name.clone(),
-                column: name.clone(),
-            };
-            let (at, ty) = found.ok_or_else(missing)?;
-            Ok(Some(Column {
-                name: name.clone(),
-                at,
-                ty,
-            }))
+                reason,
+            })?;
+            let (writer, reader) = (Arc::new(writer), &self.schema);
+            let used =
+                |(at, column): (usize, &Option<_>)| (column.is_some() || self.unchanged == Some(at)).then_some(at);
+            let used: Vec<Option<usize>> = self.columns.iter().enumerate().map(used).collect();
+            let all: Vec<Option<usize>> = (0..self.columns.len()).map(Some).collect();
+            // Columns that no view uses are read if possible, because the rules may change.
+            let resolution = Projection::resolve(writer.clone(), reader.clone(), &all);
+            let resolution = resolution.or_else(|_| Projection::resolve(writer, reader.clone(), &used));
+            Some(resolution.map_err(|reason| BindError::Incompatible {
+                relation: self.name.clone(),
+                reason,
+            })?)
         };
-        let columns: Vec<Option<Column>> = self.columns.iter().map(column).collect::<Result<_, BindError>>()?;
-        let in_order = columns
-            .iter()
-            .enumerate()
-            .all(|(at, c)| c.as_ref().is_none_or(|c| c.at == at));
-        let unchanged = record.position("_unchanged");
-        let fields = record.fields.iter().enumerate();
-        let all = fields
-            .filter(|(at, _)| Some(*at) != unchanged)
-            .map(|(at, field)| Column {
-                name: field.column().to_owned(),
-                at,
-                ty: field.ty,
-            })
-            .collect();
         Ok(Bound {
             relation: self.clone(),
-            columns,
-            all,
-            unchanged,
-            in_order,
-            schema,
+            resolution,
         })
     }
 }
@@ -177,18 +140,14 @@ impl Bound {
     /// The row does not match its schema, or a condition cannot be evaluated.
     pub fn evaluate(&self, body: &[u8], kept: &[Kept], outputs: &mut ViewOutputs) -> Result<Evaluated, EvaluateError> {
         let mut row = Row::new();
-        self.schema.decode(body, &mut row).map_err(EvaluateError::Decode)?;
+        let decoded = match &self.resolution {
+            None => self.relation.schema.decode(body, &mut row),
+            Some(resolution) => resolution.decode(body, &mut row),
+        };
+        decoded.map_err(EvaluateError::Decode)?;
         let complete = self.merge(&mut row, kept)?;
-        let declared: Option<Row<'_>> = (!self.in_order).then(|| {
-            let value = |c: &Option<Column>| c.as_ref().and_then(|c| row.get(c.at).cloned()).unwrap_or(Datum::Null);
-            self.columns.iter().map(value).collect()
-        });
         for (index, view) in self.relation.views.iter().enumerate() {
-            let input = Input {
-                row: &row,
-                declared: declared.as_ref().unwrap_or(&row),
-            };
-            self.view(index, view, &input, outputs)?;
+            self.view(index, view, &row, outputs)?;
         }
         Ok(Evaluated {
             kept: self.keep(&row, body),
@@ -199,25 +158,25 @@ impl Bound {
     /// Replaces the columns that the source omitted as unchanged with their kept values. Returns false if there were any.
     fn merge<'k>(&self, row: &mut Row<'k>, kept: &'k [Kept]) -> Result<bool, EvaluateError> {
         let mut complete = true;
-        let listed = self.unchanged.and_then(|at| row.get(at));
+        let listed = self.relation.unchanged.and_then(|at| row.get(at));
         let Some(names) = listed.and_then(Datum::as_array).map(<[Datum<'_>]>::to_vec) else {
             return Ok(complete);
         };
         for name in names.iter().filter_map(Datum::as_str) {
-            let Some(column) = self.all.iter().find(|c| c.name == name) else {
+            let mut columns = self.columns();
+            let Some((at, column)) = columns.find(|(_, column)| column.column() == name) else {
                 continue;
             };
-            let is_used = self.columns.iter().flatten().any(|used| used.at == column.at);
             let missing = || EvaluateError::Missing {
                 column: name.to_owned(),
             };
             let Some(Kept { value, .. }) = kept.iter().find(|kept| kept.name == name) else {
-                if is_used {
+                if self.relation.columns.get(at).is_some_and(Option::is_some) {
                     return Err(missing());
                 }
                 continue;
             };
-            let slot = row.get_mut(column.at).ok_or_else(missing)?;
+            let slot = row.get_mut(at).ok_or_else(missing)?;
             complete = false;
             *slot = match std::str::from_utf8(value) {
                 Ok(text) if !self.is_bytes(column) => Datum::Str(text),
@@ -227,24 +186,28 @@ impl Bound {
         Ok(complete)
     }
 
-    fn is_bytes(&self, column: &Column) -> bool {
-        matches!(
-            self.schema.ty(self.schema.required(column.ty)).kind,
-            schemas::schema::Kind::Bytes
-        )
+    /// All declared columns with their indexes.
+    fn columns(&self) -> impl Iterator<Item = (usize, &Field)> {
+        let columns = self.relation.schema.fields().iter().enumerate();
+        columns.filter(|(at, _)| Some(*at) != self.relation.unchanged)
+    }
+
+    fn is_bytes(&self, column: &Field) -> bool {
+        let schema = &self.relation.schema;
+        matches!(schema.ty(schema.required(column.ty)).kind, Kind::Bytes)
     }
 
     fn keep(&self, row: &Row<'_>, body: &[u8]) -> Vec<Kept> {
         // Without `_unchanged` in its schema (events), a source never omits a column.
-        let columns = self.all.iter().filter(|_| self.unchanged.is_some());
-        let kept = columns.filter_map(|column| {
-            let value = match row.get(column.at)? {
+        let columns = self.columns().filter(|_| self.relation.unchanged.is_some());
+        let kept = columns.filter_map(|(at, column)| {
+            let value = match row.get(at)? {
                 Datum::Str(text) => text.as_bytes(),
                 Datum::Bytes(bytes) => bytes,
                 _ => return None,
             };
             (value.len() > KEPT_BYTES_MIN).then(|| Kept {
-                name: column.name.clone(),
+                name: column.column().to_owned(),
                 value: value.to_vec(),
                 at: offset_in(body, value),
             })
@@ -252,15 +215,9 @@ impl Bound {
         kept.collect()
     }
 
-    fn view(
-        &self,
-        index: usize,
-        view: &ViewRule,
-        input: &Input<'_, '_>,
-        out: &mut ViewOutputs,
-    ) -> Result<(), EvaluateError> {
+    fn view(&self, index: usize, view: &ViewRule, row: &Row<'_>, out: &mut ViewOutputs) -> Result<(), EvaluateError> {
         if let Some(filter) = &view.filter {
-            let matched = filter.matches(input.declared);
+            let matched = filter.matches(row);
             let reason = |reason| EvaluateError::Condition {
                 view: view.name.clone(),
                 reason,
@@ -270,7 +227,7 @@ impl Bound {
             }
         }
         let from = out.names.len();
-        if !self.name(&view.bucket, input.row, &mut out.names) {
+        if !self.name(&view.bucket, row, &mut out.names) {
             out.names.truncate(from);
             return Ok(());
         }
@@ -288,11 +245,11 @@ impl Bound {
             )
         } else {
             let mut scope = String::new();
-            self.name(&view.scope, input.row, &mut scope);
+            self.name(&view.scope, row, &mut scope);
             partition_of(&scope, self.relation.partitions)
         };
         let json = out.json.len();
-        self.payload(view, input.row, &mut out.json);
+        self.payload(view, row, &mut out.json);
         out.rows.push((index, from..through, partition, json..out.json.len()));
         Ok(())
     }
@@ -311,9 +268,9 @@ impl Bound {
     }
 
     fn value(&self, column: usize, row: &Row<'_>, json: &mut Vec<u8>) {
-        let column = self.columns.get(column).and_then(Option::as_ref);
-        match column.and_then(|c| Some((c.ty, row.get(c.at)?))) {
-            Some((ty, datum)) => device_json::write(&self.schema, ty, datum, json),
+        let found = self.relation.columns.get(column).and_then(Option::as_ref);
+        match found.and_then(|found| Some((found.ty, row.get(column)?))) {
+            Some((ty, datum)) => device_json::write(&self.relation.schema, ty, datum, json),
             None => json.extend_from_slice(b"null"),
         }
     }

@@ -7,7 +7,7 @@ use crate::{Bucket, BucketId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use topology::template::Part;
-use topology::{ClaimError, Column, Input, Segment, Topology, View};
+use topology::{ClaimError, Input, Segment, Topology, View};
 
 /// Rules of a topology.
 #[derive(Debug, Clone)]
@@ -109,15 +109,17 @@ fn relation(topology: &Topology, input: Input, rules: Vec<ViewRule>) -> Relation
         Input::Event(at) => topology.events.get(at).map(|e| e.name.to_string()),
         Input::Processor(at) => topology.processors.get(at).map(|p| p.name.clone()),
     };
-    let mut columns: Vec<Option<String>> = vec![None; topology.columns_of(input).len()];
-    for view in topology.views.iter().filter(|v| v.input == input) {
-        for at in view.columns() {
-            if let (Some(slot), Some(Column { name, .. })) = (columns.get_mut(at), topology.columns_of(input).get(at)) {
-                *slot = Some(name.clone());
-            }
-        }
-    }
-    Relation::new(name.unwrap_or_default(), columns, rules, topology.view_log_partitions)
+    let schema = topology.schema_of(input).cloned();
+    let schema = schema.expect("a checked topology declares each input of a view");
+    let views = topology.views.iter().filter(|view| view.input == input);
+    let used = views.flat_map(View::columns).collect();
+    Relation::new(
+        name.unwrap_or_default(),
+        schema,
+        &used,
+        rules,
+        topology.view_log_partitions,
+    )
 }
 
 fn rule(view: &View) -> ViewRule {

@@ -108,7 +108,8 @@ fn column_that_no_view_used_is_in_the_state() {
     };
     harness.restart(vec![Relation::new(
         "t",
-        vec![Some("owner".to_owned()), None],
+        declared(&["owner", "note"]),
+        &[0].into(),
         vec![owner_only],
         1,
     )]);
