@@ -88,6 +88,16 @@ impl TableState {
     }
 }
 
+/// Progress of the snapshot of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct TableProgress {
+    /// Number of rows that were read.
+    pub rows: u64,
+    /// Estimated number of rows of the table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows_estimated: Option<u64>,
+}
+
 /// The state of a table.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct TableReport {
@@ -101,6 +111,9 @@ pub struct TableReport {
     /// The command or statement that fixes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
+    /// Progress of its snapshot, while one is running.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<TableProgress>,
 }
 
 /// A snapshot of a connector's state.
@@ -360,6 +373,7 @@ mod tests {
                 state,
                 cause: stopped.then(|| String::from("it was replaced")),
                 fix: stopped.then(|| String::from("resync it")),
+                progress: None,
             };
             [report].into()
         };

@@ -11,6 +11,7 @@ mod key_changes;
 mod operators;
 mod rejected_setups;
 mod retention;
+mod snapshots;
 mod table_states;
 mod tls;
 mod types;

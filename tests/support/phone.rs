@@ -14,7 +14,7 @@ pub struct Phone {
     cursor: Option<String>,
     /// Rows on the device.
     pub rows: BTreeMap<RowId, Value>,
-    /// Number of complete pages.
+    /// Number of complete pages without stale views.
     pub complete: usize,
     /// Summary of the last response.
     pub last: String,
@@ -23,9 +23,10 @@ pub struct Phone {
 /// Result of a poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Polled {
-    /// A complete page: the device has the state of one instant.
+    /// A complete page without stale views: the device has the state of one instant.
     Complete,
-    /// A page that is not complete.
+    /// A page that is not complete, or one that names stale views. Before the first snapshot of a table has ended, its
+    /// views are stale.
     Part,
     /// 304: no changes.
     Same,
@@ -106,7 +107,7 @@ impl Phone {
             }
         }
         self.cursor = Some(text(&page["cursor"]));
-        if page["complete"] == Value::Bool(true) {
+        if page["complete"] == Value::Bool(true) && list("stale").is_empty() {
             self.complete += 1;
             return Polled::Complete;
         }

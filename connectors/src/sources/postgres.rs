@@ -1,6 +1,8 @@
-//! The PostgreSQL source: a snapshot of the declared tables, then every transaction from logical replication.
+//! The PostgreSQL source: every transaction from logical replication, and snapshots of the declared tables in chunks
+//! between the transactions.
 //!
-//! The topic contains the database's transactions in commit order, complete, and each record once (C14). The slot is
+//! The topic contains the database's transactions in commit order, complete, and each record once (C14). A table's
+//! changes are published from the beginning of its snapshot on. The slot is
 //! acknowledged only up to positions that are committed. If the slot, timeline, cluster or publication does not match
 //! the stored position, the connector reports `NEEDS_RESYNC` instead of publishing a gap. If a table no longer matches,
 //! it becomes `NEEDS_SNAPSHOT`: its changes are skipped, its views are marked stale, and the other tables continue. The
@@ -10,6 +12,8 @@ mod arrays;
 pub mod catalog;
 mod changes;
 pub mod check;
+mod chunk_query;
+mod chunk_reader;
 mod config;
 mod copy;
 mod declaration;
@@ -18,19 +22,23 @@ mod emitter;
 pub(crate) mod inspect;
 mod monitor;
 mod opening;
+mod parts;
 mod pgoutput;
 mod position;
 mod relations;
 mod replication;
+mod reports;
 mod retention;
 mod rows;
 pub mod server;
 mod slot;
-mod snapshot;
+mod snapshots;
 mod static_record;
 mod stream;
 mod text;
 mod tuples;
+mod watermark;
+mod window;
 
 pub use check::Declared;
 pub use config::{Config, ServerObjects, WalSize};
@@ -39,8 +47,8 @@ pub use position::Position;
 pub use retention::OnMaxRetainedWal;
 
 use crate::error::{Error, Result};
-use crate::source::{self, Batch, Boundary, Budget, Progress};
-use crate::status::{Handle, TableReport, TableState};
+use crate::source::{self, Batch, Boundary, Budget, Progress, Request};
+use crate::status::Handle;
 use changes::{Changes, Setup};
 use declaration::Declaration;
 use emitter::Emitter;
@@ -48,6 +56,7 @@ use monitor::{Monitor, Watched};
 use opening::Opener;
 use position::Snapshot as SnapshotState;
 use replication::{Identity, Replication};
+use reports::{Reported, Reports};
 use retention::{Limit, Owned, Retention};
 use rows::Table;
 use schemas::events::{ChunkEnd, Event as _};
@@ -55,8 +64,9 @@ use schemas::ids::{SchemaId, SourceName};
 use schemas::version::Lsn;
 use server::Server;
 use slot::StartMode;
-use snapshot::{Origin, Snapshot};
-use static_record::{Content, PublicationRecord, StaticRecord};
+use snapshots::Snapshots;
+use static_record::{Content, PublicationRecord, StaticRecord, TableSnapshot};
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 use stream::Stream;
@@ -78,7 +88,7 @@ pub struct Source {
     topic: Arc<str>,
     record_bytes_max: usize,
     heartbeat_every: Duration,
-    tables: Arc<[Table]>,
+    tables: Arc<[Arc<Table>]>,
     chunk_end: SchemaId,
     phase: Phase,
     reports: Reports,
@@ -123,9 +133,8 @@ enum Phase {
     /// Store a position that announces the snapshot, so that after a crash the slot is recognized as belonging to this
     /// connector.
     Announce(Position),
-    /// Create the slot and import its exported snapshot.
+    /// Create the slot.
     Create(Position),
-    Copy(Box<Snapshot>),
     /// Start streaming after this position, which the previous call returned to be stored.
     Begin(Position),
     Stream(Box<Stream>),
@@ -137,43 +146,9 @@ impl Phase {
         Some(match self {
             Phase::Closed => return None,
             Phase::Announce(position) | Phase::Create(position) => (&position.source, false),
-            Phase::Copy(snapshot) => (&snapshot.position().source, false),
             Phase::Begin(position) => (&position.source, true),
             Phase::Stream(stream) => (&stream.position().source, true),
         })
-    }
-}
-
-/// The states of the tables according to a static record.
-struct Reports {
-    tables: Arc<[TableReport]>,
-    of: Option<(StaticRecord, bool)>,
-}
-
-impl Reports {
-    fn update(&mut self, source: &StaticRecord, is_streaming: bool) {
-        if self
-            .of
-            .as_ref()
-            .is_some_and(|of| of.0 == *source && of.1 == is_streaming)
-        {
-            return;
-        }
-        let report = |(name, table): (&String, &static_record::TableRecord)| {
-            let stopped = table.needs_snapshot.as_ref();
-            TableReport {
-                table: name.clone(),
-                state: match stopped {
-                    Some(_) => TableState::NeedsSnapshot,
-                    None if is_streaming => TableState::Running,
-                    None => TableState::Snapshotting,
-                },
-                cause: stopped.map(|s| s.cause.clone()),
-                fix: stopped.map(|s| s.fix.clone()),
-            }
-        };
-        self.tables = source.content().tables.iter().map(report).collect();
-        self.of = Some((source.clone(), is_streaming));
     }
 }
 
@@ -237,10 +212,7 @@ impl Source {
             tables: Arc::new([]),
             chunk_end: SchemaId(0),
             phase: Phase::Closed,
-            reports: Reports {
-                tables: Arc::new([]),
-                of: None,
-            },
+            reports: Reports::default(),
         })
     }
 
@@ -290,13 +262,22 @@ impl Source {
             declared: names.into(),
             tables: Arc::clone(&self.tables),
             emitter: self.emitter(),
+            chunk_end: self.chunk_end,
         };
         let (declaration, changes) = (Arc::clone(&self.declaration), Changes::new(setup, position));
+        let snapshots = Snapshots::new(chunk_reader::Context {
+            name: self.name.clone(),
+            declaration: Arc::clone(&self.declaration),
+            registry: Arc::clone(&self.registry),
+            topic: Arc::clone(&self.topic),
+            session: format!("{} {:016x}", self.slot, RandomState::new().hash_one(&self.slot)),
+        });
         Ok(Phase::Stream(Box::new(Stream::new(
             declaration,
             replication,
             changes,
             monitor,
+            snapshots,
         ))))
     }
 
@@ -357,31 +338,45 @@ impl Source {
             snapshot: SnapshotState::Begun {
                 id: format!("{}-{source_epoch}", self.name),
             },
+            chunks: None,
             source,
         }
     }
 
-    /// Creates the slot, imports its snapshot and starts copying.
-    async fn create(&self, position: &Position) -> Result<Phase> {
-        let sql = self.server().connect("trunkline snapshot").await?;
+    /// Creates the slot, and returns the position from which to stream. Every table that can be read waits for its
+    /// snapshot, and until its end readers know that the rows of the table are not complete.
+    async fn create(&self, position: &Position) -> Result<Position> {
+        let sql = self.server().connect("trunkline").await?;
         slot::drop(&sql, &self.slot, self.server().database()).await?;
         let mut replication = self.replication(position).await?;
         failpoint::hit("connector.postgres.before_slot");
-        let created = replication.create_slot(&self.slot).await?;
+        let point = replication.create_slot(&self.slot).await?;
         failpoint::hit("connector.postgres.after_slot");
         self.watch_slot(Some(position));
-        slot::import_snapshot(&sql, &created.snapshot).await?;
-        // The transaction that imported the snapshot keeps the snapshot alive, and the slot does not depend on this
-        // connection.
+        // The slot does not depend on this connection.
         replication.close();
-        tracing::info!(connector = %self.name, slot = %self.slot, point = %created.consistent_point, "snapshot started");
-        let origin = Origin {
-            sql,
-            position: position.clone(),
-            point: created.consistent_point,
+        tracing::info!(connector = %self.name, slot = %self.slot, %point, "slot created");
+        let source = position.source.with(|content| {
+            for (name, table) in &mut content.tables {
+                if table.needs_snapshot.is_none() {
+                    let cause = format!("the first snapshot of table {name} has not ended");
+                    table.needs_snapshot = Some(drift::needs_snapshot(self.name.as_str(), name, cause, None));
+                    table.snapshot = Some(TableSnapshot::Wanted);
+                }
+            }
+        });
+        let id = match &position.snapshot {
+            SnapshotState::Begun { id } | SnapshotState::Done { id } => id.clone(),
+            SnapshotState::Wanted => String::new(),
         };
-        let snapshot = Snapshot::new(origin, Arc::clone(&self.tables), self.emitter(), self.chunk_end).await?;
-        Ok(Phase::Copy(Box::new(snapshot)))
+        Ok(Position {
+            lsn: point,
+            ordinal: None,
+            complete_lsn: point,
+            snapshot: SnapshotState::Done { id },
+            source,
+            ..position.clone()
+        })
     }
 
     /// Performs the next step of the current phase.
@@ -395,18 +390,11 @@ impl Source {
             }
             Phase::Create(position) => {
                 let position = position.clone();
-                self.phase = self.create(&position).await?;
-                Ok(Boundary::Idle)
-            }
-            Phase::Copy(snapshot) => {
-                let boundary = snapshot.next(batch, budget).await?;
-                if let Some(position) = snapshot.ended() {
-                    batch.position = Some(position.clone());
-                    batch.store_now = true;
-                    tracing::info!(connector = %self.name, lsn = %position.complete_lsn, "snapshot finished");
-                    self.phase = Phase::Begin(position);
-                }
-                Ok(boundary)
+                let position = self.create(&position).await?;
+                batch.position = Some(position.clone());
+                batch.store_now = true;
+                self.phase = Phase::Begin(position);
+                Ok(Boundary::Drained)
             }
             Phase::Begin(position) => {
                 let position = position.clone();
@@ -497,8 +485,19 @@ impl source::Source for Source {
     async fn next(&mut self, batch: &mut Batch<Position>, budget: Budget) -> Result<Boundary> {
         self.check_retention()?;
         let boundary = self.advance(batch, budget).await?;
+        let progress = match &self.phase {
+            Phase::Stream(stream) => {
+                let (snapshots, changes) = stream.snapshots();
+                snapshots.progress(changes)
+            }
+            _ => None,
+        };
         if let Some((source, is_streaming)) = self.phase.source() {
-            self.reports.update(source, is_streaming);
+            self.reports.update(Reported {
+                source: source.clone(),
+                is_streaming,
+                progress,
+            });
         }
         Ok(boundary)
     }
@@ -542,20 +541,40 @@ impl source::Source for Source {
         })
     }
 
+    fn request(&mut self, request: &Request) -> Result<()> {
+        let Request::Snapshot { tables } = request;
+        let Phase::Stream(stream) = &mut self.phase else {
+            return Err(Error::Rejected {
+                reason: format!(
+                    "connector {} is not streaming, so it cannot take a snapshot of single tables",
+                    self.name
+                ),
+                fix: String::from("wait until the connector is RUNNING, then repeat the command"),
+            });
+        };
+        stream.request_snapshots(tables).map_err(|unknown| Error::Rejected {
+            reason: format!("connector {} has no table {unknown}", self.name),
+            fix: format!("declare [[table]] name = \"{unknown}\" in the topology"),
+        })
+    }
+
     fn progress(&self) -> Progress {
         let (snapshot, lag_bytes) = match &self.phase {
             Phase::Announce(_) | Phase::Create(_) => {
                 let waiting = "creating the slot, for which PostgreSQL waits until the open transactions have ended";
                 (Some(String::from(waiting)), None)
             }
-            Phase::Copy(snapshot) => (Some(snapshot.describe()), None),
-            Phase::Stream(stream) => (None, stream.lag_bytes()),
-            Phase::Begin(_) | Phase::Closed => (None, None),
+            Phase::Stream(stream) => {
+                let (snapshots, changes) = stream.snapshots();
+                (snapshots.describe(changes), stream.lag_bytes())
+            }
+            Phase::Begin(position) => (snapshots::describe_waiting(&position.source), None),
+            Phase::Closed => (None, None),
         };
         Progress {
             snapshot,
             lag_bytes,
-            tables: Arc::clone(&self.reports.tables),
+            tables: self.reports.tables(),
         }
     }
 }

@@ -30,8 +30,8 @@ pub const SNAPSHOT_DEATHS: [&str; 7] = [
     "connector.opened=kill",
     "connector.postgres.before_slot=kill",
     "connector.postgres.after_slot=kill",
-    "connector.postgres.mid_chunk=kill@2",
-    "connector.postgres.chunk_end=kill",
+    "connector.postgres.low_watermark=kill@2",
+    "connector.postgres.chunk=kill@2",
     "connector.postgres.snapshot_end=kill",
 ];
 
@@ -428,7 +428,11 @@ fn slot_of_an_idle_database_advances() {
             .filter(|past| past == "true")
     });
     wait_for("the lag to be known", LIMIT, || connector.handle.report().lag_bytes);
-    assert_eq!(connector.handle.report().records_total, 1, "only the snapshot's end");
+    assert_eq!(
+        connector.handle.report().records_total,
+        2,
+        "only the snapshot's begin and end"
+    );
     restarts_at_once(&setting, &database, connector);
 }
 

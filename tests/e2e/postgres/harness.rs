@@ -18,6 +18,7 @@ use schemas::headers::{self, Tx};
 use schemas::ids::{SchemaId, SourceName, TableName};
 use schemas::pg_types::Column;
 use schemas::schema::Schema;
+use schemas::version::Lsn;
 use schemas::wire;
 use service::{Drain, Readiness};
 use std::collections::{BTreeMap, HashMap};
@@ -447,6 +448,8 @@ pub struct Topic {
     reader: Box<dyn Reader>,
     schemas: HashMap<SchemaId, Arc<Schema>>,
     pub records: Vec<Record>,
+    /// Missing records of tables whose first snapshot has not ended. They are not in `records`.
+    pub announced: Vec<Record>,
 }
 
 impl Topic {
@@ -460,6 +463,7 @@ impl Topic {
             reader,
             schemas: HashMap::new(),
             records: Vec::new(),
+            announced: Vec::new(),
         }
     }
 
@@ -490,7 +494,12 @@ impl Topic {
                 if let Some(value) = record.value() {
                     self.value(&mut read, value);
                 }
-                self.records.push(read);
+                let missing = text(record.header(headers::MISSING));
+                if missing.is_some_and(|reason| reason.starts_with("the first snapshot of table")) {
+                    self.announced.push(read);
+                } else {
+                    self.records.push(read);
+                }
             }
         }
     }
@@ -555,23 +564,18 @@ impl Topic {
             );
             last = Some(version);
             if record.key.starts_with("[\"~chunk\"") {
-                let snapshot = record.snapshot.clone().unwrap();
-                rows.retain(|_, (_, tx, of)| {
-                    record.table != table_of(of) || tx.source_epoch == record.tx.source_epoch || of.ends_with(&snapshot)
-                });
+                let low: Lsn = record.row.split(' ').nth(3).unwrap().parse().unwrap();
+                let low = (record.tx.source_epoch, low);
+                rows.retain(|_, (_, tx, of)| record.table != *of || (tx.source_epoch, tx.position) >= low);
             } else if record.key == format!("[\"{}\"]", record.table) {
-                rows.retain(|_, (_, _, of)| table_of(of) != record.table);
+                rows.retain(|_, (_, _, of)| *of != record.table);
             } else if record.value.is_none() {
                 rows.remove(&record.key);
             } else {
-                let of = format!("{}\n{}", record.table, record.snapshot.clone().unwrap_or_default());
-                rows.insert(record.key.clone(), (record.row.clone(), record.tx, of));
+                let row = (record.row.clone(), record.tx, record.table.clone());
+                rows.insert(record.key.clone(), row);
             }
         }
         rows.into_iter().map(|(key, (row, ..))| (key, row)).collect()
     }
-}
-
-fn table_of(of: &str) -> &str {
-    of.split('\n').next().unwrap()
 }

@@ -4,7 +4,7 @@ use super::harness::{Database, LIMIT, Setting, embedded};
 use crate::support::wait_for;
 use connectors::commands::Command;
 use connectors::source::OnMismatch;
-use connectors::status::{Report, State, TableState};
+use connectors::status::{Report, State};
 use std::sync::Arc;
 
 fn report(database: &Database, tables: &[&str], state: State) -> Report {
@@ -273,41 +273,4 @@ fn stored_slot_is_used_when_the_default_name_changes() {
         database.name
     ));
     assert_eq!(slots, [[Some(older)]]);
-}
-
-#[test]
-fn table_declared_later_needs_a_snapshot_and_the_others_continue() {
-    let database = Database::new();
-    database.sql("CREATE TABLE orders (id bigint PRIMARY KEY, note text); CREATE TABLE more (id bigint PRIMARY KEY)");
-    let setting = Setting::new(&database, &["orders(id int8)"]);
-    let connector = setting.start(&database);
-    connector.wait_for(State::Running);
-    connector.stop();
-    let stopped = |tables: &[&str]| {
-        let again = Setting {
-            tables: Setting::on(&database, tables, setting.log.clone(), setting.registry.clone()).tables,
-            ..setting.clone()
-        };
-        let connector = again.start(&database);
-        let report = connector.wait_for(State::Running);
-        let tables = report.tables.iter().filter(|t| t.state == TableState::NeedsSnapshot);
-        let causes: Vec<String> = tables.filter_map(|t| t.cause.clone()).collect();
-        connector.stop();
-        causes
-    };
-    let causes = stopped(&["orders(id int8)", "more(id int8)"]);
-    assert_eq!(causes, ["table more is declared but was not part of the snapshot"]);
-    database.sql("INSERT INTO orders VALUES (1)");
-    let mut topic = setting.topic();
-    let connector = setting.start(&database);
-    topic.wait("the other table", |records| {
-        records.iter().any(|r| r.key == r#"["orders","1"]"#)
-    });
-    connector.stop();
-    assert_eq!(stopped(&["orders(id int8)"]), Vec::<String>::new());
-    let causes = stopped(&["orders(id int8, note text?)"]);
-    assert_eq!(
-        causes,
-        ["column note of table orders is declared but was not part of the snapshot"]
-    );
 }

@@ -79,7 +79,7 @@ impl Running {
         let found = self.table("orders");
         assert!(found.cause.as_ref().unwrap().contains(cause), "{found:?}");
         assert!(
-            found.fix.as_ref().unwrap().contains("on_mismatch = \"resync\""),
+            found.fix.as_ref().unwrap().contains("trunkline connect snapshot"),
             "{found:?}"
         );
         self.topic.wait("readers to know it", |records| {
@@ -123,13 +123,10 @@ impl Running {
             ..self.setting.clone()
         };
         self.connector = Some(setting.start(&self.database));
-        wait_for("a new source epoch", LIMIT, || {
-            self.topic.read();
-            self.topic.records.iter().any(|r| r.tx.source_epoch > 1).then_some(())
-        });
-        self.connector().wait_for(State::Running);
         wait_for("the table to run", LIMIT, || {
-            (self.table("orders").state == TableState::Running).then_some(())
+            let report = self.connector().handle.report();
+            let orders = report.tables.iter().find(|t| t.table == "orders");
+            (report.state == State::Running && orders?.state == TableState::Running).then_some(())
         });
         let rows = self.database.value("SELECT count(*) FROM orders").unwrap();
         wait_for("the rows of the table", LIMIT, || {

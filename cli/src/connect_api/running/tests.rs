@@ -39,6 +39,7 @@ fn trace_has_exact_state_cause_and_fix_of_connector_and_tables() {
         state: TableState::NeedsSnapshot,
         cause: Some("it was replaced".to_owned()),
         fix: Some("trunkline connect snapshot shop orders".to_owned()),
+        progress: None,
     };
     let report = Report {
         cause: Some("slot s no longer exists".to_owned()),

@@ -8,18 +8,24 @@
 //! record informs readers that changes are missing. A row that cannot be encoded becomes a dead letter. In both cases
 //! the other tables and rows continue.
 
+mod chunks;
+
+pub(super) use chunks::{ChunkRows, Outcome};
+
 use super::drift;
 use super::emitter::{Emitter, Missing, Published};
+use super::parts::{Change, Content, EncodedRow, Lacking, PendingRecord, RecordId, Rejection, Sent, Transaction};
 use super::pgoutput::{DecodeError, Message, Old, Relation, RelationId, Tuple, Value};
 use super::position::Position;
-use super::relations::{Mapped, Mapping, map};
+use super::relations::{KnownRelation, Mapped, Mapping, map};
 use super::rows::{Buffers, Table};
-use super::static_record::TableRecord;
+use super::static_record::{NeedsSnapshot, TableRecord, TableSnapshot};
 use super::tuples::{fill_unchanged, pick, recycle};
+use super::window::Window;
 use crate::error::{Error, Result};
 use event_log::OutBatch;
 use schemas::headers::{self, Tx};
-use schemas::ids::TableName;
+use schemas::ids::{SchemaId, TableName};
 use schemas::key::KeyWriter;
 use schemas::version::Lsn;
 use std::collections::{BTreeMap, HashMap};
@@ -35,98 +41,6 @@ pub(super) fn unix_ms(micros_since_2000: i64) -> i64 {
     micros_since_2000.div_euclid(1_000).saturating_add(EPOCH_MS)
 }
 
-/// The open source transaction.
-#[derive(Debug)]
-struct Transaction {
-    commit_lsn: Lsn,
-    at_ms: i64,
-    next_ordinal: u32,
-    /// Whether all records of the transaction are already published.
-    published: bool,
-}
-
-/// A record that is not emitted yet, because only the next message shows whether it is the last one of its transaction.
-#[derive(Debug, Default)]
-struct PendingRecord {
-    is_present: bool,
-    table: String,
-    ordinal: u32,
-    /// Key of the row; empty for all rows of the table.
-    key: Vec<u8>,
-    value: Vec<u8>,
-    tombstone: bool,
-    /// Set if this is a missing record.
-    missing: Option<Lacking>,
-    /// If an update changed the row's key, it produces two records: here the tombstone of the old key contains the new
-    /// key, and the row with the new key contains the old key. Empty for other changes.
-    other_key: Vec<u8>,
-}
-
-/// Why a change is published as a missing record.
-#[derive(Debug)]
-enum Lacking {
-    /// The row cannot be encoded and becomes a dead letter.
-    DeadLetter(String),
-    /// The table is stopped.
-    Stopped(String),
-}
-
-/// The content of a record.
-enum Content<'v> {
-    Row(&'v mut Vec<u8>),
-    Tombstone,
-    Missing(Lacking),
-}
-
-/// A row that cannot be encoded.
-struct Rejection {
-    /// Whether its key could be encoded.
-    has_key: bool,
-    reason: String,
-}
-
-/// A row as received from the stream.
-struct Sent<'a> {
-    old: Option<Old<'a>>,
-    new: Tuple<'a>,
-}
-
-/// Keys and value of an inserted or updated row.
-#[derive(Debug, Default)]
-struct EncodedRow {
-    key: Vec<u8>,
-    value: Vec<u8>,
-    /// Key before the change; empty if it was not sent.
-    old_key: Vec<u8>,
-}
-
-/// A change that needs a record: the mapping of its table and its first ordinal.
-struct Change {
-    mapping: Mapping,
-    ordinal: u32,
-}
-
-/// Identity of a record to emit.
-struct RecordId<'k> {
-    table: &'k str,
-    ordinal: u32,
-    key: &'k [u8],
-    /// See [`PendingRecord`].
-    other_key: &'k [u8],
-}
-
-impl<'k> RecordId<'k> {
-    /// Identity of a record whose row keeps its key.
-    fn new(table: &'k str, ordinal: u32, key: &'k [u8]) -> Self {
-        RecordId {
-            table,
-            ordinal,
-            key,
-            other_key: &[],
-        }
-    }
-}
-
 /// Parameters of the conversion.
 pub(super) struct Setup {
     /// The connector.
@@ -134,14 +48,18 @@ pub(super) struct Setup {
     /// All declared tables, including stopped ones.
     pub(super) declared: Arc<[TableName]>,
     /// Encoders of the tables that are not stopped.
-    pub(super) tables: Arc<[Table]>,
+    pub(super) tables: Arc<[Arc<Table>]>,
     pub(super) emitter: Emitter,
+    /// The registered schema of `ChunkEnd`.
+    pub(super) chunk_end: SchemaId,
 }
 
 /// Converts the stream of one source epoch.
 pub(super) struct Changes {
     setup: Setup,
     mappings: HashMap<RelationId, Mapped>,
+    /// The definitions of the declared tables.
+    relations: HashMap<RelationId, KnownRelation>,
     position: Position,
     transaction: Option<Transaction>,
     pending: PendingRecord,
@@ -151,14 +69,16 @@ pub(super) struct Changes {
     before: Vec<Value<'static>>,
     /// Commit LSN of the last truncation of each table.
     truncated: BTreeMap<String, Lsn>,
+    window: Window,
 }
 
 impl Changes {
     /// Continues after a position.
     pub(super) fn new(setup: Setup, position: Position) -> Self {
-        Changes {
+        let mut changes = Changes {
             setup,
             mappings: HashMap::new(),
+            relations: HashMap::new(),
             position,
             transaction: None,
             pending: PendingRecord::default(),
@@ -167,7 +87,10 @@ impl Changes {
             values: Vec::new(),
             before: Vec::new(),
             truncated: BTreeMap::new(),
-        }
+            window: Window::default(),
+        };
+        changes.resume_snapshot();
+        changes
     }
 
     /// The position after the last emitted record.
@@ -181,7 +104,8 @@ impl Changes {
     }
 
     /// Begins a source transaction.
-    pub(super) fn begin(&mut self, commit_lsn: Lsn, commit_time_micros: i64) {
+    pub(super) fn begin(&mut self, commit_lsn: Lsn, commit_time_micros: i64, xid: u32) {
+        self.window.begin(xid);
         let published = commit_lsn < self.position.complete_lsn;
         let at_ms = unix_ms(commit_time_micros);
         self.transaction = Some(Transaction {
@@ -231,21 +155,22 @@ impl Changes {
     /// Stops a table: from now on its changes are skipped. `first` is the fix that is required before a snapshot.
     pub(super) fn stop(&mut self, table: &str, cause: String, first: Option<&str>) {
         let connector = &self.setup.connector;
-        let state = drift::needs_snapshot(connector, cause, first);
+        let state = drift::needs_snapshot(connector, table, cause, first);
         tracing::error!(%connector, table, cause = state.cause, fix = state.fix, "table needs a snapshot");
+        self.stop_with(table, state);
+    }
+
+    fn stop_with(&mut self, table: &str, state: NeedsSnapshot) {
         self.position.source = self.position.source.with(|content| {
             if let Some(record) = content.tables.get_mut(table) {
                 record.needs_snapshot = Some(state);
+                // A requested snapshot begins again when readers are informed.
+                record.snapshot = record.snapshot.take().map(|_| TableSnapshot::Wanted);
             }
         });
+        self.end_snapshot(table);
         for mapped in self.mappings.values_mut() {
-            let is_it = |mapping: &Mapping| {
-                self.setup
-                    .tables
-                    .get(mapping.table)
-                    .is_some_and(|t| t.name.as_str() == table)
-            };
-            if matches!(mapped, Mapped::Table(mapping) if is_it(mapping)) {
+            if is_mapping_of(&self.setup.tables, mapped, table) {
                 *mapped = Mapped::Stopped(table.into());
             }
         }
@@ -309,6 +234,11 @@ impl Changes {
                 Mapped::Stopped(misfit.table.as_str().into())
             }
         };
+        if matches!(mapped, Mapped::Undeclared) {
+            self.relations.remove(&relation.id);
+        } else {
+            self.relations.insert(relation.id, KnownRelation::new(relation));
+        }
         self.mappings.insert(relation.id, mapped);
     }
 
@@ -349,14 +279,17 @@ impl Changes {
 
     /// Skips a change of a stopped table. The first skipped change is replaced by the record that informs readers.
     fn skip(&mut self, table: &str, ordinal: u32, out: &mut OutBatch) {
-        metrics::counter!("trunkline_connector_skipped_changes_total", "connector" => self.setup.connector.to_string(),
-            "table" => table.to_owned())
-        .increment(1);
+        let record = self.position.source.table(table);
+        // A snapshot that is still to come contains the change.
+        if record.is_none_or(|record| record.snapshot.is_none()) {
+            metrics::counter!("trunkline_connector_skipped_changes_total", "connector" => self.setup.connector.to_string(),
+                "table" => table.to_owned())
+            .increment(1);
+        }
         let pending = self.pending.is_present && self.pending.table == table;
         if pending && matches!(self.pending.missing, Some(Lacking::Stopped(_))) {
             return;
         }
-        let record = self.position.source.table(table);
         let state = record.and_then(|record| record.needs_snapshot.as_ref());
         if let Some(state) = state.filter(|state| !state.published) {
             let lacking = Lacking::Stopped(state.cause.clone());
@@ -465,6 +398,12 @@ impl Changes {
                     .write_value(&values, &mut self.buffers, &mut row.value)
                     .map_err(rejected(true))
             });
+        match &written {
+            Ok(()) => self.window.row(table, row, &values),
+            Err(rejection) if rejection.has_key => self.window.gone(table, &row.key),
+            Err(_) => {}
+        }
+        self.note_moved_rows(table);
         self.values = recycle(values);
         written
     }
@@ -479,7 +418,10 @@ impl Changes {
         self.values = recycle(values);
         let name = table.name.as_str();
         match written {
-            Ok(()) => self.push(&RecordId::new(name, change.ordinal, &key), Content::Tombstone, out),
+            Ok(()) => {
+                self.window.gone(table, &key);
+                self.push(&RecordId::new(name, change.ordinal, &key), Content::Tombstone, out);
+            }
             Err(error) => {
                 let lacking = Lacking::DeadLetter(service::chain(&error));
                 self.push(
@@ -503,6 +445,7 @@ impl Changes {
         self.row.key = key;
         let lsn = self.transaction.as_ref().map_or(Lsn(0), |t| t.commit_lsn);
         self.truncated.insert(name.to_owned(), lsn);
+        self.window.truncate(table);
         if let Some(record) = self.position.source.table(name).filter(|r| !r.partitions.is_empty()) {
             // The truncation gave the partitions new file nodes, which the next comparison with the catalog records.
             let mut record = record.clone();
@@ -576,6 +519,15 @@ impl Changes {
                 emitter.emit(&tx, &row, out);
             }
         }
+    }
+}
+
+/// Whether a relation is mapped to this table.
+fn is_mapping_of(tables: &[Arc<Table>], mapped: &Mapped, table: &str) -> bool {
+    match mapped {
+        Mapped::Table(mapping) => tables.get(mapping.table).is_some_and(|t| t.name.as_str() == table),
+        Mapped::Stopped(name) => **name == *table,
+        Mapped::Undeclared => false,
     }
 }
 

@@ -67,17 +67,28 @@ impl Declaration {
         Err(Error::NeedsResync { reason })
     }
 
-    /// Returns the reason for a new snapshot if `on_mismatch` is `resync` and a snapshot would help, because a table
-    /// that needs one could now be published.
-    pub(super) fn wants_resync(&self, content: &Content, catalog: &Catalog) -> Option<String> {
-        if self.on_mismatch != OnMismatch::Resync {
-            return None;
-        }
-        let mut stopped = self.tables.iter().filter_map(|table| {
-            let state = content.tables.get(table.name.as_str())?.needs_snapshot.as_ref()?;
-            let helps = !state.schema_rejected && self.first_fix(table, catalog).is_none();
-            helps.then(|| state.cause.clone())
-        });
-        stopped.next()
+    /// Returns the tables that need a snapshot which is taken without a request: it would help, because the table could
+    /// now be published, and either `on_mismatch` is `resync` or the table or a column was declared later.
+    pub(super) fn repairable<'d>(&'d self, content: &Content, catalog: &Catalog) -> Vec<&'d TableName> {
+        let is_repairable = |table: &&Declared| {
+            let Some(record) = content.tables.get(table.name.as_str()) else {
+                return false;
+            };
+            record.snapshot.is_none()
+                && record.needs_snapshot.as_ref().is_some_and(|state| {
+                    let is_automatic = self.on_mismatch == OnMismatch::Resync || state.declared_later;
+                    is_automatic && !state.schema_rejected && self.first_fix(table, catalog).is_none()
+                })
+        };
+        self.tables
+            .iter()
+            .filter(is_repairable)
+            .map(|table| &table.name)
+            .collect()
+    }
+
+    /// The declared table of this name.
+    pub(super) fn table(&self, name: &str) -> Option<&Declared> {
+        self.tables.iter().find(|table| table.name.as_str() == name)
     }
 }

@@ -29,23 +29,22 @@ fn stop(cause: String) -> Verdict {
 }
 
 /// The fix of a table that needs a snapshot: `first`, if present, then a snapshot.
-pub(super) fn fix(connector: &str, first: Option<&str>) -> String {
-    let resync = format!(
-        "set on_mismatch = \"resync\" for connector {connector} and restart; it takes a new snapshot of its tables"
-    );
+pub(super) fn fix(connector: &str, table: &str, first: Option<&str>) -> String {
+    let snapshot = format!("trunkline connect snapshot {connector} {table}");
     match first {
-        Some(first) => format!("{first}; then {resync}"),
-        None => resync,
+        Some(first) => format!("{first}; then {snapshot}"),
+        None => snapshot,
     }
 }
 
 /// The state of a table that needs a snapshot, before its readers are informed.
-pub(super) fn needs_snapshot(connector: &str, cause: String, first: Option<&str>) -> NeedsSnapshot {
+pub(super) fn needs_snapshot(connector: &str, table: &str, cause: String, first: Option<&str>) -> NeedsSnapshot {
     NeedsSnapshot {
         cause,
-        fix: fix(connector, first),
+        fix: fix(connector, table, first),
         published: false,
         schema_rejected: false,
+        declared_later: false,
     }
 }
 
@@ -79,6 +78,7 @@ fn current(declared: &Declared, key: Vec<String>, table: &Table, catalog: &Catal
             .map(|(oid, p)| (*oid, partition_record(p)))
             .collect(),
         needs_snapshot: None,
+        snapshot: None,
     }
 }
 
@@ -146,6 +146,7 @@ pub(super) fn compare(declared: &Declared, was: &TableRecord, catalog: &Catalog,
             partition.file_node = known.file_node;
         }
     }
+    now.snapshot.clone_from(&was.snapshot);
     // Keep columns that are no longer declared. They were read, so they may be declared again.
     now.columns.clone_from(&was.columns);
     for column in &mut now.columns {

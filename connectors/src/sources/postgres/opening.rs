@@ -7,12 +7,13 @@ use super::drift::{self, Verdict};
 use super::replication::Identity;
 use super::rows::Table;
 use super::server::Sql;
-use super::static_record::{Content, NeedsSnapshot, PublicationRecord, StaticRecord, TableRecord};
+use super::static_record::{Content, NeedsSnapshot, PublicationRecord, StaticRecord, TableRecord, TableSnapshot};
 use crate::error::{Error, Result};
 use crate::source;
 use schemas::ids::SourceName;
+use schemas::pg_types::{self, Column};
 use schemas::schema::Schema;
-use schemas::{pg_types, wire};
+use schemas::wire;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ pub(super) struct Opener<'o> {
 pub(super) struct Opened {
     pub(super) content: Content,
     /// Encoders of the tables that do not need a snapshot.
-    pub(super) tables: Arc<[Table]>,
+    pub(super) tables: Arc<[Arc<Table>]>,
 }
 
 impl Opener<'_> {
@@ -36,8 +37,7 @@ impl Opener<'_> {
     /// others are streamed.
     ///
     /// # Errors
-    /// [`Error::NeedsResync`] if the publication does not match the static record, or if a table requires a resync and
-    /// `on_mismatch` is `resync`.
+    /// [`Error::NeedsResync`] if the publication does not match the static record.
     pub(super) async fn for_stream(&self, sql: &Sql, stored: &StaticRecord) -> Result<Opened> {
         let declaration = self.declaration;
         let catalog = Catalog::read(sql, &declaration.names(), &declaration.publication).await?;
@@ -48,13 +48,10 @@ impl Opener<'_> {
             let name = declared.name.as_str();
             let stored = content.tables.remove(name);
             let (record, table) = self.open_table(declared, stored, &catalog).await?;
-            tables.extend(table);
+            tables.extend(table.map(Arc::new));
             records.insert(name.to_owned(), record);
         }
         content.tables = records;
-        if let Some(reason) = declaration.wants_resync(&content, &catalog) {
-            return Err(Error::NeedsResync { reason });
-        }
         Ok(Opened {
             content,
             tables: tables.into(),
@@ -69,15 +66,24 @@ impl Opener<'_> {
         catalog: &Catalog,
     ) -> Result<(TableRecord, Option<Table>)> {
         let (name, declaration) = (&declared.name, self.declaration);
+        // A snapshot of a table or column that was declared later needs no decision of an operator.
+        let is_new = |c: &Column| {
+            stored
+                .as_ref()
+                .is_none_or(|s| s.columns.iter().all(|known| known.name != c.name))
+        };
+        let declared_later = declared.columns.iter().any(is_new);
         let stop = |record: TableRecord, cause: String, schema_rejected: bool| {
             let (first, connector) = (declaration.first_fix(declared, catalog), &declaration.connector);
             let state = NeedsSnapshot {
                 schema_rejected,
-                ..drift::needs_snapshot(connector, cause, first.as_deref())
+                declared_later,
+                ..drift::needs_snapshot(connector, name.as_str(), cause, first.as_deref())
             };
             tracing::error!(%connector, table = %name, cause = state.cause, fix = state.fix, "table needs a snapshot");
             TableRecord {
                 needs_snapshot: Some(state),
+                snapshot: record.snapshot.as_ref().map(|_| TableSnapshot::Wanted),
                 ..record
             }
         };
@@ -129,7 +135,7 @@ impl Opener<'_> {
             let key = drift::record(&checked, &catalog).key;
             match self.compile(&checked.declared, &key).await {
                 Ok(table) => {
-                    tables.push(table);
+                    tables.push(Arc::new(table));
                     accepted.push(checked);
                 }
                 Err(error) if is_of_table(&error) && !is_first => rejected.push(self.not_compiled(&checked, &error)),
@@ -160,7 +166,12 @@ impl Opener<'_> {
             let record = TableRecord {
                 needs_snapshot: Some(NeedsSnapshot {
                     schema_rejected,
-                    ..drift::needs_snapshot(&declaration.connector, unsuitable.cause(), Some(&fix))
+                    ..drift::needs_snapshot(
+                        &declaration.connector,
+                        unsuitable.name.as_str(),
+                        unsuitable.cause(),
+                        Some(&fix),
+                    )
                 }),
                 ..TableRecord::default()
             };
@@ -183,7 +194,7 @@ impl Opener<'_> {
     }
 
     /// Registers a table's schema and compiles its encoder.
-    async fn compile(&self, declared: &Declared, key: &[String]) -> Result<Table> {
+    pub(super) async fn compile(&self, declared: &Declared, key: &[String]) -> Result<Table> {
         let name = &declared.name;
         let rejected = |reason: String| Error::Rejected {
             reason,
@@ -208,7 +219,7 @@ pub(super) struct Slot<'s> {
 }
 
 /// Whether an error affects only one table, so that the other tables can be published.
-fn is_of_table(error: &Error) -> bool {
+pub(super) fn is_of_table(error: &Error) -> bool {
     matches!(
         error,
         Error::Registry { retry: false, .. } | Error::Rejected { .. } | Error::Unpublishable { .. }

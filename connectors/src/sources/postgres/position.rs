@@ -10,19 +10,18 @@ use schemas::version::Lsn;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Progress of the source epoch's snapshot.
+/// How far the start of a source epoch is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum Snapshot {
     /// A new source epoch was requested. It starts when the source is opened next.
     Wanted,
-    /// The snapshot was started and is not finished. After a restart, it starts from the beginning with another id and
-    /// source epoch.
+    /// The slot is being created. After a restart, it is created again under another id and source epoch.
     Begun {
         /// The snapshot's id.
         id: String,
     },
-    /// Finished; the source streams.
+    /// The slot exists; the source streams. The snapshots of the tables have their own states.
     Done {
         /// The snapshot's id.
         id: String,
@@ -42,10 +41,30 @@ pub struct Position {
     /// Everything below this LSN is published: the end of the last complete transaction, or a later keepalive or
     /// heartbeat. The slot is acknowledged only up to this LSN.
     pub complete_lsn: Lsn,
-    /// Progress of the snapshot.
+    /// How far the start of the source epoch is.
     pub snapshot: Snapshot,
+    /// Progress of the snapshot of a single table, if one is running.
+    pub chunks: Option<ChunkProgress>,
     /// The static record of the source from which the rows are read.
     pub source: StaticRecord,
+}
+
+/// Progress of the snapshot of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ChunkProgress {
+    /// The table.
+    pub table: String,
+    /// Number of chunks that are published.
+    pub chunk: u64,
+    /// Number of rows that were read.
+    pub rows: u64,
+    /// Key of the last row of the last chunk, as text; `None` before the first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<Vec<String>>,
+    /// Whether rows wait to be read by key. The list of these rows is not stored, so after a restart all rows are read
+    /// again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub moved: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -58,6 +77,8 @@ struct Stored {
     ord: Option<u32>,
     complete: String,
     snapshot: Snapshot,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    chunks: Option<ChunkProgress>,
 }
 
 #[derive(Deserialize)]
@@ -106,6 +127,7 @@ impl crate::source::Position for Position {
             ord: self.ordinal,
             complete: self.complete_lsn.to_string(),
             snapshot: self.snapshot.clone(),
+            chunks: self.chunks.clone(),
         };
         serde_json::to_string(&stored).expect("strings and numbers always serialize")
     }
@@ -154,11 +176,12 @@ impl crate::source::Position for Position {
             ordinal: stored.ord,
             complete_lsn: lsn(&stored.complete)?,
             snapshot: stored.snapshot,
+            chunks: stored.chunks,
             source: StaticRecord::parse(static_json, &stored.rev).map_err(damaged)?,
         })
     }
 
-    /// A snapshot cannot be resumed, so only a complete snapshot is progress.
+    /// Only a source that streams makes progress.
     fn is_beyond(&self, other: &Self) -> bool {
         let place = |p: &Self| (p.complete_lsn, p.lsn, p.ordinal);
         self.is_streaming() && (!other.is_streaming() || place(self) > place(other))
@@ -182,6 +205,7 @@ mod tests {
             ordinal: Some(4),
             complete_lsn: Lsn(0x16b_3700),
             snapshot: Snapshot::Done { id: String::from("s1") },
+            chunks: None,
             source: StaticRecord::new(Content {
                 slot: String::from("trunkline_shop"),
                 ..Content::default()

@@ -1,7 +1,7 @@
 //! Maps a relation of the stream to a declared table and its columns.
 
 use super::drift;
-use super::pgoutput::Relation;
+use super::pgoutput::{Column, Relation, RelationId};
 use super::rows::Table;
 use super::static_record::StaticRecord;
 use schemas::ids::TableName;
@@ -31,6 +31,61 @@ pub(super) struct Mapping {
     pub(super) is_prefix: bool,
 }
 
+/// A relation as it was last received. When the snapshot of a stopped table begins, the relation is mapped again.
+#[derive(Debug, Clone)]
+pub(super) struct KnownRelation {
+    id: RelationId,
+    schema: Box<str>,
+    name: Box<str>,
+    replica_identity: u8,
+    columns: Vec<KnownColumn>,
+}
+
+#[derive(Debug, Clone)]
+struct KnownColumn {
+    key: bool,
+    name: Box<str>,
+    type_oid: u32,
+    type_modifier: i32,
+}
+
+impl KnownRelation {
+    pub(super) fn new(relation: &Relation<'_>) -> Self {
+        let column = |column: &Column<'_>| KnownColumn {
+            key: column.key,
+            name: column.name.into(),
+            type_oid: column.type_oid,
+            type_modifier: column.type_modifier,
+        };
+        KnownRelation {
+            id: relation.id,
+            schema: relation.schema.into(),
+            name: relation.name.into(),
+            replica_identity: relation.replica_identity,
+            columns: relation.columns.iter().map(column).collect(),
+        }
+    }
+
+    pub(super) fn relation(&self) -> Relation<'_> {
+        Relation {
+            id: self.id,
+            schema: &self.schema,
+            name: &self.name,
+            replica_identity: self.replica_identity,
+            columns: self
+                .columns
+                .iter()
+                .map(|column| Column {
+                    key: column.key,
+                    name: &column.name,
+                    type_oid: column.type_oid,
+                    type_modifier: column.type_modifier,
+                })
+                .collect(),
+        }
+    }
+}
+
 /// A declared table that does not match its relation in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Misfit {
@@ -43,7 +98,7 @@ pub(super) struct Misfit {
 pub(super) fn map(
     relation: &Relation<'_>,
     declared: &[TableName],
-    tables: &[Table],
+    tables: &[Arc<Table>],
     source: &StaticRecord,
 ) -> Result<Mapped, Misfit> {
     let record = |name: &TableName| source.table(name.as_str());

@@ -9,6 +9,7 @@ mod receiver;
 use super::changes;
 use super::pgoutput::{self, Message};
 use super::server::{Row, Server, Session, SessionError, identifier, literal};
+use super::watermark::Watermark;
 use crate::error::{Error, Result};
 use bytes::Bytes;
 use receiver::{Received, Receiver};
@@ -34,11 +35,19 @@ pub(super) enum Frame {
     /// If no source transaction is open, everything below `end` was sent.
     KeepAlive { end: Lsn },
     /// A source transaction begins.
-    Begin { commit_lsn: Lsn, commit_time_micros: i64 },
+    Begin {
+        commit_lsn: Lsn,
+        commit_time_micros: i64,
+        xid: u32,
+    },
     /// The source transaction ends.
     Commit { end_lsn: Lsn },
     /// A non-transactional logical message, such as the heartbeat. Everything below its LSN was sent.
-    Heartbeat { lsn: Lsn },
+    Message {
+        lsn: Lsn,
+        /// Set if it is a watermark of a snapshot.
+        watermark: Option<Watermark>,
+    },
     /// A `pgoutput` message, not decoded yet.
     Change(Bytes),
     /// A frame that is of no interest to the connector.
@@ -50,16 +59,6 @@ pub(super) enum Frame {
 pub(super) struct Identity {
     pub(super) system: String,
     pub(super) timeline: u32,
-}
-
-/// A slot that was just created.
-#[derive(Debug, Clone)]
-pub(super) struct Created {
-    /// Changes of transactions that commit at or after this LSN are streamed.
-    pub(super) consistent_point: Lsn,
-    /// Exported snapshot with everything that was committed before the consistent point. It is valid until the next
-    /// command on the connection that created the slot.
-    pub(super) snapshot: String,
 }
 
 /// A replication connection.
@@ -127,18 +126,18 @@ impl Replication {
         Ok(text(&rows, 1).unwrap_or_default())
     }
 
-    /// Creates the slot and exports the snapshot of its consistent point. The server waits until all transactions that are
-    /// open now have ended.
-    pub(super) async fn create_slot(&mut self, slot: &str) -> Result<Created> {
+    /// Creates the slot and returns its consistent point: changes of transactions that commit at or after this LSN are
+    /// streamed. The server waits until all transactions that are open now have ended.
+    pub(super) async fn create_slot(&mut self, slot: &str) -> Result<Lsn> {
         let attempted = "create the replication slot";
         let server = self.server.clone();
         let session = self.session(attempted)?;
         let version = session.parameter("server_version").and_then(major);
         let options = if version.is_some_and(|version| version >= FAILOVER_SINCE) {
-            "(SNAPSHOT 'export', FAILOVER true)"
+            "(SNAPSHOT 'nothing', FAILOVER true)"
         } else {
             // All supported versions accept the syntax without parentheses.
-            "EXPORT_SNAPSHOT"
+            "NOEXPORT_SNAPSHOT"
         };
         let command = format!(
             "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {options}",
@@ -147,13 +146,9 @@ impl Replication {
         let rows = session.command(&command).await;
         let rows = rows.map_err(|e| server.session_error(attempted, e))?;
         let point = text(&rows, 1).and_then(|text| text.parse().ok());
-        let (Some(consistent_point), Some(snapshot)) = (point, text(&rows, 2)) else {
+        point.ok_or_else(|| {
             let reason = "unexpected response to CREATE_REPLICATION_SLOT";
-            return Err(server.unavailable(attempted, reason.into()));
-        };
-        Ok(Created {
-            consistent_point,
-            snapshot,
+            server.unavailable(attempted, reason.into())
         })
     }
 
@@ -260,17 +255,22 @@ fn frame(data: Bytes) -> Result<Frame> {
         Message::Begin {
             commit_lsn,
             commit_time_micros,
-            ..
+            xid,
         } => Frame::Begin {
             commit_lsn,
             commit_time_micros,
+            xid,
         },
         Message::Commit { end_lsn, .. } => Frame::Commit { end_lsn },
         Message::Logical {
             transactional: false,
             lsn,
-            ..
-        } => Frame::Heartbeat { lsn },
+            prefix,
+            content,
+        } => Frame::Message {
+            lsn,
+            watermark: Watermark::parse(prefix, content),
+        },
         _ => Frame::Ignored,
     })
 }

@@ -244,6 +244,20 @@ impl Table {
         self.columns.iter().map(|c| &*c.name)
     }
 
+    /// Names of the key columns, in key order.
+    pub(super) fn key_names(&self) -> impl Iterator<Item = &str> {
+        self.key.iter().filter_map(|at| self.columns.get(*at)).map(|c| &*c.name)
+    }
+
+    /// The values of the key columns, as text; `None` if one of them is null.
+    pub(super) fn key_texts(&self, values: &[Value<'_>]) -> Option<Vec<String>> {
+        let text = |at: &usize| match values.get(*at) {
+            Some(Value::Text(text)) => std::str::from_utf8(text).ok().map(str::to_owned),
+            _ => None,
+        };
+        self.key.iter().map(text).collect()
+    }
+
     /// Whether a column is part of the key.
     pub(super) fn is_key(&self, column: usize) -> bool {
         self.key.contains(&column)

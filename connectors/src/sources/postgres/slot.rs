@@ -292,15 +292,6 @@ pub(super) async fn drop_unused(sql: &Sql, slot: &str, database: &str, system: &
     Ok(!dropped.is_empty())
 }
 
-/// Opens a transaction that reads the exported snapshot and keeps it alive until the transaction ends.
-pub(super) async fn import_snapshot(sql: &Sql, snapshot: &str) -> Result<()> {
-    let statement = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
-        literal(snapshot)
-    );
-    sql.run("import the slot's snapshot", &statement).await
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::static_record::{Content, StaticRecord};
@@ -313,6 +304,7 @@ mod tests {
             ordinal: Some(0),
             complete_lsn: Lsn(100),
             snapshot: Snapshot::Done { id: String::from("x") },
+            chunks: None,
             source: StaticRecord::new(Content {
                 system: String::from("7"),
                 timeline: 1,

@@ -71,6 +71,25 @@ pub struct TableRecord {
     pub partitions: BTreeMap<u32, PartitionRecord>,
     /// Set if the table's changes are skipped until the table is read again.
     pub needs_snapshot: Option<NeedsSnapshot>,
+    /// Set while a snapshot of the table is requested or running.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<TableSnapshot>,
+}
+
+/// The snapshot of a single table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum TableSnapshot {
+    /// Requested. It begins when no other table's snapshot is running.
+    Wanted,
+    /// Running. The moving record contains its progress.
+    Running {
+        /// The snapshot's id.
+        id: String,
+        /// Position from which the table's changes are published. When the snapshot ends, a row with an older version
+        /// no longer exists.
+        low: String,
+    },
 }
 
 /// A partition of a table.
@@ -114,6 +133,9 @@ pub struct NeedsSnapshot {
     pub published: bool,
     /// Whether the registry rejected the table's schema. In this case a snapshot alone does not help.
     pub schema_rejected: bool,
+    /// Whether the table or one of its columns was declared later. A snapshot of it is then taken without a request.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub declared_later: bool,
 }
 
 /// A content with its encoded JSON. Cheap to clone and to compare.
@@ -217,6 +239,18 @@ impl StaticRecord {
     /// The table of this name.
     pub fn table(&self, name: &str) -> Option<&TableRecord> {
         self.inner.content.tables.get(name)
+    }
+
+    /// The table whose snapshot is running, with the snapshot's id and low position.
+    pub(super) fn running_snapshot(&self) -> Option<(&str, &str, &str)> {
+        self.inner
+            .content
+            .tables
+            .iter()
+            .find_map(|(name, table)| match &table.snapshot {
+                Some(TableSnapshot::Running { id, low }) => Some((name.as_str(), id.as_str(), low.as_str())),
+                _ => None,
+            })
     }
 
     /// The tables that need a snapshot.

@@ -8,7 +8,8 @@ use super::monitor::{Monitor, Observation};
 use super::pgoutput;
 use super::position::Position;
 use super::replication::{Frame, Replication};
-use crate::error::{Error, Result};
+use super::snapshots::Snapshots;
+use crate::error::Result;
 use crate::source::{Batch, Boundary, Budget};
 use schemas::version::Lsn;
 use std::sync::Arc;
@@ -18,9 +19,8 @@ use std::time::{Duration, Instant};
 const ACKNOWLEDGE_AFTER: Duration = Duration::from_secs(2);
 /// How long to wait for the rest of a source transaction before an incomplete one is returned.
 const REST_OF_TRANSACTION: Duration = Duration::from_millis(20);
-/// Minimum time of streaming before a table that needs a snapshot starts a new source epoch without an operator.
-/// Without it, frequent changes of a schema would cause one snapshot after another.
-const RESYNC_AFTER: Duration = Duration::from_mins(10);
+/// How long to wait for a frame while the reader of snapshots is about to reply.
+const SNAPSHOT_WAIT: Duration = Duration::from_millis(20);
 
 /// An open stream.
 pub(super) struct Stream {
@@ -32,7 +32,9 @@ pub(super) struct Stream {
     /// An observation of the catalog whose LSN the stream has not reached yet.
     observation: Option<Observation>,
     lag_bytes: Option<u64>,
-    since: Instant,
+    snapshots: Snapshots,
+    /// Whether snapshots were requested and the position is not returned yet.
+    is_requested: bool,
 }
 
 /// The committed LSN that is not acknowledged yet.
@@ -67,6 +69,7 @@ impl Stream {
         replication: Replication,
         changes: Changes,
         monitor: Monitor,
+        snapshots: Snapshots,
     ) -> Self {
         Stream {
             declaration,
@@ -76,7 +79,8 @@ impl Stream {
             monitor,
             observation: None,
             lag_bytes: None,
-            since: Instant::now(),
+            snapshots,
+            is_requested: false,
         }
     }
 
@@ -88,6 +92,24 @@ impl Stream {
     /// Bytes of WAL that the slot has not acknowledged, as of the last heartbeat.
     pub(super) fn lag_bytes(&self) -> Option<u64> {
         self.lag_bytes
+    }
+
+    /// Requests snapshots of tables; returns the first one that is not declared.
+    pub(super) fn request_snapshots<'t>(&mut self, tables: &'t [String]) -> std::result::Result<(), &'t str> {
+        let known = &self.changes.position().source;
+        if let Some(unknown) = tables.iter().find(|table| known.table(table).is_none()) {
+            return Err(unknown);
+        }
+        for table in tables {
+            self.changes.want_snapshot(table);
+        }
+        self.is_requested = true;
+        Ok(())
+    }
+
+    /// The snapshots of single tables.
+    pub(super) fn snapshots(&self) -> (&Snapshots, &Changes) {
+        (&self.snapshots, &self.changes)
     }
 
     /// Everything up to this LSN is committed.
@@ -109,6 +131,8 @@ impl Stream {
             // Keep the older observation, because the stream reaches it first.
             self.observation.get_or_insert(observation);
         }
+        batch.store_now |= std::mem::take(&mut self.is_requested);
+        batch.store_now |= self.snapshots.advance(&mut self.changes);
         let result = self.fill(batch, budget).await.and_then(|boundary| {
             let reached = self.changes.position().complete_lsn;
             if let Some(observation) = self.observation.take_if(|observation| observation.at <= reached) {
@@ -151,11 +175,10 @@ impl Stream {
             let first = declaration.first_fix(table, catalog);
             self.changes.stop(name, cause, first.as_deref());
         }
-        let content = self.changes.position().source.clone();
-        match declaration.wants_resync(content.content(), catalog) {
-            Some(reason) if self.since.elapsed() >= RESYNC_AFTER => Err(Error::NeedsResync { reason }),
-            _ => Ok(()),
-        }
+        let source = self.changes.position().source.clone();
+        let tables = declaration.repairable(source.content(), catalog);
+        self.snapshots.request_automatic(&mut self.changes, tables);
+        Ok(())
     }
 
     async fn fill(&mut self, batch: &mut Batch<Position>, budget: Budget) -> Result<Boundary> {
@@ -170,6 +193,11 @@ impl Stream {
                 (false, _) => until.saturating_duration_since(Instant::now()),
                 (true, true) => REST_OF_TRANSACTION,
                 (true, false) => Duration::ZERO,
+            };
+            let wait = if self.snapshots.is_waiting() {
+                wait.min(SNAPSHOT_WAIT)
+            } else {
+                wait
             };
             let mut frame = self.replication.next(Duration::ZERO).await?;
             if frame.is_none() && !wait.is_zero() {
@@ -195,16 +223,25 @@ impl Stream {
             Frame::Begin {
                 commit_lsn,
                 commit_time_micros,
+                xid,
             } => {
-                self.changes.begin(commit_lsn, commit_time_micros);
+                self.changes.begin(commit_lsn, commit_time_micros, xid);
                 Ok(())
             }
             Frame::Commit { end_lsn } => {
                 self.changes.commit(end_lsn, &mut batch.records);
                 Ok(())
             }
-            Frame::KeepAlive { end: lsn } | Frame::Heartbeat { lsn } => {
+            Frame::KeepAlive { end: lsn } => {
                 self.changes.advance(lsn, &mut batch.records);
+                Ok(())
+            }
+            Frame::Message { lsn, watermark } => {
+                self.changes.advance(lsn, &mut batch.records);
+                if let Some(mark) = watermark {
+                    let (snapshots, changes) = (&mut self.snapshots, &mut self.changes);
+                    batch.store_now |= snapshots.watermark(&mark, lsn, changes, &mut batch.records)?;
+                }
                 Ok(())
             }
             Frame::Ignored => Ok(()),

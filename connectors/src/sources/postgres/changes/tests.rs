@@ -1,10 +1,13 @@
 //! Records of source transactions: keys, headers, and values that the server did not send.
 
+mod chunks;
+
 use super::super::pgoutput::decode;
-use super::super::position::Snapshot;
+use super::super::position::{ChunkProgress, Snapshot};
 use super::super::static_record::{ColumnRecord, Content as StaticContent, PartitionRecord, StaticRecord};
 use super::*;
 use event_log::OutRecord;
+use schemas::events::{ChunkEnd, Event as _};
 use schemas::ids::{SchemaId, SourceName};
 use schemas::pg_types::{self, Column};
 use schemas::schema::Schema;
@@ -113,13 +116,15 @@ impl Fixture {
             ordinal: stored,
             complete_lsn: Lsn(1),
             snapshot: Snapshot::Done { id: String::from("s") },
+            chunks: None,
             source: StaticRecord::new(static_content()),
         };
         let setup = Setup {
             connector: "shop".into(),
             declared: [table.name.clone()].into(),
-            tables: [table].into(),
+            tables: [Arc::new(table)].into(),
             emitter: Emitter::new("shop".into(), "change.shop".into(), RECORD_BYTES_MAX),
+            chunk_end: SchemaId(2),
         };
         Fixture {
             changes: Changes::new(setup, position),
@@ -135,7 +140,7 @@ impl Fixture {
     /// Converts one transaction with another definition of the table.
     fn transaction_of(&mut self, relation: &[u8], messages: &[Vec<u8>]) -> Lines {
         let mut out = OutBatch::default();
-        self.changes.begin(BEGIN, 0);
+        self.changes.begin(BEGIN, 0, 700);
         for bytes in std::iter::once(relation).chain(messages.iter().map(Vec::as_slice)) {
             self.changes.change(&decode(bytes).unwrap(), &mut out).unwrap();
         }
