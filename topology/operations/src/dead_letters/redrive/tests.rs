@@ -5,8 +5,8 @@ use super::{Job, redrive};
 use crate::{Decoder, Error};
 use event_log::embedded::{Config, EmbeddedLog};
 use event_log::{
-    Cleanup, DeadLetterTopics, EventLog, Isolation, OffsetSpec, OutBatch, OutRecord, RecordBatch, SharedEventLog,
-    StartFrom, TopicConfig, TopicPartition, TopicSpec,
+    Cleanup, DeadLetterTopics, Isolation, OffsetSpec, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom,
+    TopicConfig, TopicPartition, TopicSpec,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
