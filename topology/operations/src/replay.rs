@@ -382,7 +382,7 @@ mod tests {
         let log = log(&now);
         let done = run(&*log, &job("copy", RangeBound::Time(0)), &mut |_| true).unwrap();
         assert_eq!(done.records_replayed, 4, "nothing was removed");
-        let settings = [("retention.ms", "2500"), ("segment.ms", "1"), ("segment.bytes", "14")];
+        let settings = [("retention.ms", "2500"), ("segment.ms", "1")];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
         log.alter_topic("shop.change.shop", &settings).unwrap();
         now.store(5_000, Ordering::SeqCst);
