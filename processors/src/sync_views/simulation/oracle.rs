@@ -251,15 +251,15 @@ fn json_of(value: Value, pad: bool) -> String {
 }
 
 /// The newest event of each key of a partition, up to the end of a transaction. A redriven event counts at its original
-/// offset. Its own end marker, which is found by the timestamp, makes everything before it visible.
+/// offset, which is also the position of its end marker, but that marker makes everything before the redriven record
+/// visible. The redriven record is therefore found by the position and the timestamp.
 fn events(broker: &mut Broker, partition: i64, end: &TransactionPlace) -> source::Rows {
     let TransactionPlace { at_ms, position } = *end;
     let at = TopicPartition::new(EVENTS, i32::try_from(partition).unwrap_or_default());
     let records = broker.part(&at).history(0);
     let batch: RecordBatch = batch_of(&at, &records);
     let mut rows = source::Rows::new();
-    let of = |record: &RecordRef<'_>| Some(Tx::parse(record.header(headers::TX)?).ok()?.position.0);
-    let is_end = |record: &RecordRef<'_>| of(record) == Some(position) && record.timestamp() == at_ms;
+    let is_end = |record: &RecordRef<'_>| redriven_from(record) == Some(position) && record.timestamp() == at_ms;
     let through = batch.iter().find(is_end).map(|record| record.offset());
     let through = through.unwrap_or(Offset::try_from(position).unwrap_or(Offset::MAX));
     for record in batch
@@ -274,4 +274,13 @@ fn events(broker: &mut Broker, partition: i64, end: &TransactionPlace) -> source
         }
     }
     rows
+}
+
+/// The original offset of a redriven event, which is in its `tx` or in the headers of its dead letter.
+fn redriven_from(record: &RecordRef<'_>) -> Option<u64> {
+    record.header(headers::REPLAYED)?;
+    match record.header(headers::TX) {
+        Some(tx) => Some(Tx::parse(tx).ok()?.position.0),
+        None => std::str::from_utf8(record.header(headers::errors::OFFSET)?).ok()?.parse().ok(),
+    }
 }
