@@ -7,14 +7,18 @@
 //! `TRUNKLINE_VIEWS_SIMULATION=FROM,COUNT` runs other seeds.
 
 mod edge;
+mod events;
 mod oracle;
+mod row;
 mod source;
 
 use super::{Config as SyncViewsConfig, StepLimits, SyncViews, Unavailable};
 use edge::Readers;
 use event_log::{ErrorAction, Millis, TopicPartition};
+use events::Events;
+use row::{ROW, ROW_ID};
 use schemas::schema::Schema;
-use source::{Events, ROW, ROW_ID, Source};
+use source::Source;
 use std::sync::Arc;
 use streams::{Application, Config, FirstStart, SubTopology, TaskInfo, changelog_topic};
 use streams_test::simulation::{

@@ -3,11 +3,11 @@
 //!
 //! It reads the log and the sources only, never a replica.
 
-use super::source::{Value, note_of};
-use super::{EVENTS, bucket_of, partition_of, source};
-use event_log::{Offset, RecordBatch, RecordRef, TopicPartition};
+use super::events::{self, TransactionPlace};
+use super::row::{Value, note_of};
+use super::{bucket_of, partition_of, source};
+use event_log::{Offset, TopicPartition};
 use schemas::events::{Event, TransactionEnd};
-use schemas::headers::{self, Tx};
 use schemas::version::Version;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -166,7 +166,7 @@ impl Oracle {
                 db.ok_or("a transaction end marker is of a transaction that its source never had")?
                     .clone()
             }
-            None => events(broker, partition, end),
+            None => events::rows_at(broker, partition, end),
         };
         // The rules may have changed before or after this marker, but all rows are of the same rules.
         let want = |pad: bool| -> BTreeMap<(String, i64), String> {
@@ -225,13 +225,6 @@ struct Stream<'s> {
     partition: i64,
 }
 
-/// The end of a source transaction. `at_ms` is the commit time, which in the simulation contains
-/// [`Source::place`](source::Source).
-struct TransactionPlace {
-    at_ms: i64,
-    position: u64,
-}
-
 /// The source stream of a writer.
 fn stream_of(writer: &str) -> Stream<'_> {
     let partition = writer.rsplit('/').next().and_then(|p| p.parse().ok());
@@ -248,39 +241,4 @@ fn json_of(value: Value, pad: bool) -> String {
     let (number, note) = (value.number, note_of(value.note));
     let pad = if pad { ",\"pad\":\"\"" } else { "" };
     format!("{{\"value\":\"{number}\",\"note\":\"{note}\"{pad}}}")
-}
-
-/// The newest event of each key of a partition, up to the end of a transaction. A redriven event counts at its original
-/// offset, which is also the position of its end marker, but that marker makes everything before the redriven record
-/// visible. The redriven record is therefore found by the position and the timestamp.
-fn events(broker: &mut Broker, partition: i64, end: &TransactionPlace) -> source::Rows {
-    let TransactionPlace { at_ms, position } = *end;
-    let at = TopicPartition::new(EVENTS, i32::try_from(partition).unwrap_or_default());
-    let records = broker.part(&at).history(0);
-    let batch: RecordBatch = batch_of(&at, &records);
-    let mut rows = source::Rows::new();
-    let is_end = |record: &RecordRef<'_>| redriven_from(record) == Some(position) && record.timestamp() == at_ms;
-    let through = batch.iter().find(is_end).map(|record| record.offset());
-    let through = through.unwrap_or(Offset::try_from(position).unwrap_or(Offset::MAX));
-    for record in batch
-        .iter()
-        .filter(|r| r.offset() <= through && r.header(headers::REPLAYED).is_none())
-    {
-        let key = std::str::from_utf8(record.key().unwrap_or_default()).unwrap_or_default();
-        let key: i64 = key.trim_matches(['[', ']']).parse().unwrap_or_default();
-        match record.value().map(source::unframed) {
-            Some(value) => drop::<Option<Value>>(rows.insert(key, value)),
-            None => drop(rows.remove(&key)),
-        }
-    }
-    rows
-}
-
-/// The original offset of a redriven event, which is in its `tx` or in the headers of its dead letter.
-fn redriven_from(record: &RecordRef<'_>) -> Option<u64> {
-    record.header(headers::REPLAYED)?;
-    match record.header(headers::TX) {
-        Some(tx) => Some(Tx::parse(tx).ok()?.position.0),
-        None => std::str::from_utf8(record.header(headers::errors::OFFSET)?).ok()?.parse().ok(),
-    }
 }
