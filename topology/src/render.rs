@@ -289,17 +289,17 @@ mod tests {
             store:{id}     itself  store:{stores}
             catalog        itself  catalog
 
-            topic                                           partitions  retention
-            shop.change.shop                                1           7 days
-            shop.event.delivery_moved                       12          7 days
-            shop.event.order_viewed                         12          7 days
-            shop._trunkline.positions                       1           compacted
-            shop._trunkline.members                         1           compacted
-            shop.view.log                                   16          compacted
+            topic                                                partitions  retention
+            shop.change.shop                                     1           7 days
+            shop.event.delivery_moved                            12          7 days
+            shop.event.order_viewed                              12          7 days
+            shop._trunkline.positions                            1           compacted
+            shop._trunkline.members                              1           compacted
+            shop.view.log                                        16          compacted
             shop.sync-views.change.shop.changelog.rows           1           compacted
-            shop.change.shop.dlq                            1           30 days
+            shop.change.shop.dlq                                 1           30 days
             shop.sync-views.event.delivery_moved.changelog.rows  12          compacted
-            shop.event.delivery_moved.dlq                   12          30 days
+            shop.event.delivery_moved.dlq                        12          30 days
 
             node    runs
             ingest  connector:shop, ingest, registry
@@ -326,13 +326,13 @@ mod tests {
             bucket        scope   granted by
             branch:{bid}  itself  branch:{branch}
 
-            topic                                     partitions  retention
-            pgbench.change.bank                       1           7 days
-            pgbench._trunkline.positions              1           compacted
-            pgbench._trunkline.members                1           compacted
-            pgbench.view.log                          16          compacted
+            topic                                          partitions  retention
+            pgbench.change.bank                            1           7 days
+            pgbench._trunkline.positions                   1           compacted
+            pgbench._trunkline.members                     1           compacted
+            pgbench.view.log                               16          compacted
             pgbench.sync-views.change.bank.changelog.rows  1           compacted
-            pgbench.change.bank.dlq                   1           30 days
+            pgbench.change.bank.dlq                        1           30 days
 
             node       runs
             connector  connector:bank
@@ -367,42 +367,42 @@ mod tests {
             customer:{id}  itself  customer:{sub}
             office         itself  office
 
-            topic                                                       partitions  retention
-            streams.change.shop                                         1           7 days
-            streams.event.order_viewed                                  3           7 days
-            streams.processor.orders_by_customer                        3           compacted
-            streams.processor.customers_by_orders                       2           compacted
-            streams.customers_by_orders.repartition                     2           7 days
-            streams.processor.orders_per_minute                         2           7 days
-            streams.orders_per_minute.repartition                       2           limited by size
-            streams.processor.views_with_customer                       3           7 days
-            streams.views_with_customer.repartition.left                3           7 days
-            streams.views_with_customer.repartition.right               3           7 days
-            streams._trunkline.positions                                1           compacted
-            streams._trunkline.members                                  1           compacted
-            streams.view.log                                            16          compacted
+            topic                                                            partitions  retention
+            streams.change.shop                                              1           7 days
+            streams.event.order_viewed                                       3           7 days
+            streams.processor.orders_by_customer                             3           compacted
+            streams.processor.customers_by_orders                            2           compacted
+            streams.customers_by_orders.repartition                          2           7 days
+            streams.processor.orders_per_minute                              2           7 days
+            streams.orders_per_minute.repartition                            2           limited by size
+            streams.processor.views_with_customer                            3           7 days
+            streams.views_with_customer.repartition.left                     3           7 days
+            streams.views_with_customer.repartition.right                    3           7 days
+            streams._trunkline.positions                                     1           compacted
+            streams._trunkline.members                                       1           compacted
+            streams.view.log                                                 16          compacted
             streams.sync-views.processor.orders_by_customer.changelog.rows   3           compacted
-            streams.processor.orders_by_customer.dlq                    3           30 days
+            streams.processor.orders_by_customer.dlq                         3           30 days
             streams.sync-views.processor.customers_by_orders.changelog.rows  2           compacted
-            streams.processor.customers_by_orders.dlq                   2           30 days
+            streams.processor.customers_by_orders.dlq                        2           30 days
             streams.sync-views.processor.orders_per_minute.changelog.rows    2           compacted
-            streams.processor.orders_per_minute.dlq                     2           30 days
+            streams.processor.orders_per_minute.dlq                          2           30 days
             streams.sync-views.processor.views_with_customer.changelog.rows  3           compacted
-            streams.processor.views_with_customer.dlq                   3           30 days
-            streams.orders_by_customer.changelog.groups                 1           compacted
-            streams.change.shop.dlq                                     1           30 days
-            streams.customers_by_orders.changelog.repartition           3           compacted
-            streams.customers_by_orders.changelog.groups                2           compacted
-            streams.customers_by_orders.repartition.dlq                 2           30 days
-            streams.orders_per_minute.changelog.repartition             1           compacted
-            streams.orders_per_minute.changelog.groups                  2           compacted
-            streams.orders_per_minute.repartition.dlq                   2           30 days
-            streams.views_with_customer.changelog.repartition.left      3           compacted
-            streams.event.order_viewed.dlq                              3           30 days
-            streams.views_with_customer.changelog.pairs                 3           compacted
-            streams.views_with_customer.repartition.left.dlq            3           30 days
-            streams.views_with_customer.changelog.repartition.right     1           compacted
-            streams.views_with_customer.repartition.right.dlq           3           30 days
+            streams.processor.views_with_customer.dlq                        3           30 days
+            streams.orders_by_customer.changelog.groups                      1           compacted
+            streams.change.shop.dlq                                          1           30 days
+            streams.customers_by_orders.changelog.repartition                3           compacted
+            streams.customers_by_orders.changelog.groups                     2           compacted
+            streams.customers_by_orders.repartition.dlq                      2           30 days
+            streams.orders_per_minute.changelog.repartition                  1           compacted
+            streams.orders_per_minute.changelog.groups                       2           compacted
+            streams.orders_per_minute.repartition.dlq                        2           30 days
+            streams.views_with_customer.changelog.repartition.left           3           compacted
+            streams.event.order_viewed.dlq                                   3           30 days
+            streams.views_with_customer.changelog.pairs                      3           compacted
+            streams.views_with_customer.repartition.left.dlq                 3           30 days
+            streams.views_with_customer.changelog.repartition.right          1           compacted
+            streams.views_with_customer.repartition.right.dlq                3           30 days
 
             node     runs
             ingest   connector:shop, ingest, registry
