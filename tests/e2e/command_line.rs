@@ -48,14 +48,9 @@ fn dead_letter_topic(data: &Path) -> Value {
     found.cloned().unwrap_or_default()
 }
 
-#[test]
-fn redriven_dead_letter_clears_the_stale_view() {
-    let parent = tempfile::tempdir().unwrap();
-    let data = parent.path().join("data");
-    std::fs::create_dir(&data).unwrap();
-    let mut dev = Dev::start(&data, &["--orders-per-s", "0"]);
+fn wait_for_topics(data: &Path) {
     wait_for("the topics", LIMIT, || {
-        let topics = json_of(&data, 0, &["topics", "list", EVENTS]).remove(0);
+        let topics = json_of(data, 0, &["topics", "list", EVENTS]).remove(0);
         topics
             .as_array()
             .unwrap()
@@ -63,6 +58,15 @@ fn redriven_dead_letter_clears_the_stale_view() {
             .any(|topic| topic["name"] == EVENTS)
             .then_some(())
     });
+}
+
+#[test]
+fn redriven_dead_letter_clears_the_stale_view() {
+    let parent = tempfile::tempdir().unwrap();
+    let data = parent.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let mut dev = Dev::start(&data, &["--orders-per-s", "0"]);
+    wait_for_topics(&data);
     dev.kill();
 
     // An event whose schema is not registered yet: the next id that the registry will assign.

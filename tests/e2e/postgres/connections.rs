@@ -54,8 +54,7 @@ impl Proxy {
 
 fn forward(mut from: TcpStream, mut to: TcpStream, is_frozen: &dyn Fn() -> bool) {
     let mut buffer = vec![0; 64 << 10];
-    loop {
-        let Ok(count) = from.read(&mut buffer) else { break };
+    while let Ok(count) = from.read(&mut buffer) {
         if is_frozen() {
             // Keeps both sockets open for longer than the test runs.
             std::thread::sleep(2 * LIMIT);

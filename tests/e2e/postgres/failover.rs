@@ -14,11 +14,7 @@ fn standby_is_not_used_and_a_synchronized_slot_continues_after_its_promotion() {
     let mut primary = Postgres::start();
     let database = Database::at(&primary.url());
     database.sql("CREATE TABLE orders (id bigint PRIMARY KEY); INSERT INTO orders VALUES (1)");
-    let version: u32 = database
-        .value("SELECT current_setting('server_version_num')")
-        .and_then(|text| text.parse().ok())
-        .unwrap();
-    let synchronizes = version / 10_000 >= SYNCHRONIZES_SINCE;
+    let synchronizes = synchronizes(&database);
     database.sql("SELECT pg_create_physical_replication_slot('standby', true)");
     let standby = primary.standby(if synchronizes {
         "primary_slot_name = 'standby'\nhot_standby_feedback = on\nsync_replication_slots = on"
@@ -33,17 +29,8 @@ fn standby_is_not_used_and_a_synchronized_slot_continues_after_its_promotion() {
         &format!("127.0.0.1:{}/", primary.port()),
         &format!("127.0.0.1:{},127.0.0.1:{}/", standby.port(), primary.port()),
     );
-    // The standby alone is refused.
     setting.url = only_standby.clone();
-    let connector = setting.start(&database);
-    let report = connector.wait_for(State::Failed);
-    assert!(
-        report
-            .cause
-            .unwrap()
-            .contains("is a standby, but the connector needs the primary")
-    );
-    connector.stop();
+    assert_standby_is_refused(&setting, &database);
     // Of several hosts, the primary is used.
     setting.url = both;
     let mut topic = setting.topic();
@@ -94,6 +81,25 @@ fn standby_is_not_used_and_a_synchronized_slot_continues_after_its_promotion() {
             "{cause}"
         );
     }
+    connector.stop();
+}
+
+/// Whether the server synchronizes slots to its standbys.
+fn synchronizes(database: &Database) -> bool {
+    let version: u32 = database
+        .value("SELECT current_setting('server_version_num')")
+        .and_then(|text| text.parse().ok())
+        .unwrap();
+    version / 10_000 >= SYNCHRONIZES_SINCE
+}
+
+fn assert_standby_is_refused(setting: &Setting, database: &Database) {
+    let connector = setting.start(database);
+    let cause = connector.wait_for(State::Failed).cause.unwrap();
+    assert!(
+        cause.contains("is a standby, but the connector needs the primary"),
+        "{cause}"
+    );
     connector.stop();
 }
 

@@ -23,7 +23,7 @@ pub(super) fn parse(text: &[u8], bytes: &mut Vec<u8>, items: &mut Vec<Option<Ran
     while !rest.is_empty() {
         let from = bytes.len();
         let (is_null, after) = item(rest, bytes)?;
-        items.push((!is_null).then(|| from..bytes.len()));
+        items.push((!is_null).then_some(from..bytes.len()));
         rest = match after.split_first() {
             None => return Ok(()),
             Some((b',', rest)) if !rest.is_empty() => rest,

@@ -154,7 +154,7 @@ impl Snapshots {
             is_known(record) && record.snapshot == Some(TableSnapshot::Wanted)
         };
         let declared = self.declaration.tables.iter().map(|table| table.name.as_str());
-        let Some(table) = running.or_else(|| declared.into_iter().find(|table| is_next(&table))) else {
+        let Some(table) = running.or_else(|| declared.into_iter().find(|table| is_next(table))) else {
             return;
         };
         let record = source.table(table).filter(|record| record.needs_snapshot.is_none());

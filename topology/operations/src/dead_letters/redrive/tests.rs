@@ -237,11 +237,7 @@ fn record_that_fails_again_keeps_its_original_offset() {
 fn filters_and_limit_select_dead_letters() {
     let harness = Harness::new();
     for offset in 0..6 {
-        let stage = if offset % 2 == 0 {
-            "KAFKA_PRODUCE"
-        } else {
-            "VALUE_CONVERTER"
-        };
+        let stage = ["KAFKA_PRODUCE", "VALUE_CONVERTER"][usize::from(offset % 2 != 0)];
         harness.now.store(2_000 + offset, Ordering::SeqCst);
         harness.dead(0, offset, stage);
     }
@@ -252,58 +248,27 @@ fn filters_and_limit_select_dead_letters() {
     };
     let none = Filter::default;
     assert_eq!(offsets(none(), 2), [4, 5], "the newest");
-    assert_eq!(
-        offsets(
-            Filter {
-                stage: Some("kafka_produce".into()),
-                ..none()
-            },
-            9
-        ),
-        [0, 2, 4]
-    );
-    assert_eq!(
-        offsets(
-            Filter {
-                reason: Some("schema 9".into()),
-                ..none()
-            },
-            9
-        )
-        .len(),
-        6
-    );
-    assert_eq!(
-        offsets(
-            Filter {
-                reason: Some("schema 8".into()),
-                ..none()
-            },
-            9
-        )
-        .len(),
-        0
-    );
-    assert_eq!(
-        offsets(
-            Filter {
-                key: Some("[\"orders\",\"3\"]".into()),
-                ..none()
-            },
-            9
-        ),
-        [3]
-    );
-    assert_eq!(
-        offsets(
-            Filter {
-                since: Some(2_004),
-                ..none()
-            },
-            9
-        ),
-        [4, 5]
-    );
+    let stage = |stage: &str| Filter {
+        stage: Some(stage.into()),
+        ..Filter::default()
+    };
+    assert_eq!(offsets(stage("kafka_produce"), 9), [0, 2, 4]);
+    let reason = |reason: &str| Filter {
+        reason: Some(reason.into()),
+        ..Filter::default()
+    };
+    assert_eq!(offsets(reason("schema 9"), 9).len(), 6);
+    assert_eq!(offsets(reason("schema 8"), 9).len(), 0);
+    let key = Filter {
+        key: Some("[\"orders\",\"3\"]".into()),
+        ..none()
+    };
+    assert_eq!(offsets(key, 9), [3]);
+    let since = Filter {
+        since: Some(2_004),
+        ..none()
+    };
+    assert_eq!(offsets(since, 9), [4, 5]);
     let one = Filter {
         partition: Some(0),
         offset: Some(2),
@@ -311,12 +276,8 @@ fn filters_and_limit_select_dead_letters() {
     };
     assert_eq!(offsets(one, 9), [2]);
 
-    let filter = Filter {
-        stage: Some("KAFKA_PRODUCE".into()),
-        ..none()
-    };
     let outcome = harness.redrive(&Job {
-        filter,
+        filter: stage("KAFKA_PRODUCE"),
         limit: Some(2),
         ..all()
     });
