@@ -26,7 +26,11 @@ const CONFIGURATION: [(&str, &str, &str); 16] = [
     ("[admin]", "platform/service/src/admin.rs", "Config"),
     ("[[admin.tokens]]", "platform/service/src/access.rs", "TokenConfig"),
     ("[LISTENER.tls]", "platform/service/src/listener/tls.rs", "TlsConfig"),
-    ("[connectors.NAME]", "connectors/src/sources/postgres.rs", "Config"),
+    (
+        "[connectors.NAME]",
+        "connectors/src/sources/postgres/config.rs",
+        "Config",
+    ),
     ("[ingest]", "connectors/src/ingest.rs", "Config"),
     (
         "[[ingest.credentials]]",
@@ -183,7 +187,11 @@ fn body<'t>(text: &'t str, head: &str) -> impl Iterator<Item = &'t str> + use<'t
 /// Fields of a struct.
 fn fields(text: &str, name: &str) -> BTreeSet<String> {
     let lines = body(text, &format!("pub struct {name} {{"));
-    let fields = lines.filter_map(|line| line.strip_prefix("    pub ")?.split_once(':'));
+    let mut is_skipped = false;
+    let fields = lines.filter_map(|line| {
+        let is_skipped = std::mem::replace(&mut is_skipped, line.trim() == "#[serde(skip)]");
+        line.strip_prefix("    pub ").filter(|_| !is_skipped)?.split_once(':')
+    });
     fields.map(|(field, _)| field.to_owned()).collect()
 }
 
@@ -196,7 +204,9 @@ fn deserialized(file: &str) -> BTreeSet<String> {
     });
     let named = items.filter_map(|item| {
         let head = item.lines().find(|line| line.starts_with("pub "))?;
-        head.strip_prefix("pub struct ").map(|name| identifier(name).to_owned())
+        // A tuple struct is the type of a value, not a section.
+        let head = head.strip_prefix("pub struct ").filter(|head| head.ends_with('{'));
+        head.map(|name| identifier(name).to_owned())
     });
     named.collect()
 }
@@ -227,14 +237,21 @@ struct Item<'t> {
 
 /// Items of a struct, enum or struct variant; each is indented by `indent` spaces.
 fn items<'t>(lines: impl Iterator<Item = &'t str>, indent: usize) -> Vec<Item<'t>> {
-    let (mut items, mut attributes) = (Vec::new(), String::new());
+    let (mut items, mut attributes, mut is_open) = (Vec::new(), String::new(), false);
     for line in lines {
         let text = line.trim_start();
+        // The rest of an attribute of several lines.
+        if is_open {
+            attributes.push_str(text);
+            is_open = !text.ends_with(")]");
+            continue;
+        }
         if line.len() - text.len() != indent || text.starts_with("//") || text.starts_with('}') {
             continue;
         }
         if text.starts_with("#[") {
             attributes.push_str(text);
+            is_open = !text.ends_with(']');
             continue;
         }
         let text = text.strip_prefix("pub ").unwrap_or(text);

@@ -5,6 +5,7 @@ use super::table_states::{Case, PARTITIONED, Running, TABLES};
 use crate::support::wait_for;
 use connectors::source::OnMismatch;
 use connectors::status::{State, TableState};
+use std::sync::Arc;
 
 /// A statement that executes others for the connector's publication, whose name is `%I`.
 fn on_publication(statements: &[&str]) -> String {
@@ -176,7 +177,9 @@ fn table_of_a_foreign_publication_does_not_stop_the_others() {
         on_mismatch: OnMismatch::Resync,
         ..Setting::new(&database, &["orders(id int8, note text?)", "other(id int8)"])
     };
-    let publication = format!("trunkline_{}", setting.name);
+    let publication = format!("publication_of_{}", setting.name);
+    let of_the_owner = publication.clone();
+    setting.adjust = Some(Arc::new(move |config| config.publication = Some(of_the_owner.clone())));
     database.sql(&format!(
         "CREATE ROLE {user} LOGIN REPLICATION; {TABLES}; GRANT SELECT ON orders, other TO {user};
          CREATE PUBLICATION {publication} FOR TABLE orders, other"

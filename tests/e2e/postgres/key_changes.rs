@@ -141,7 +141,9 @@ fn apply(driver: &mut StepDriver, rows: &mut BTreeMap<String, String>) {
                     None => drop(rows.remove(&at)),
                 }
             }
-            ViewRecord::Stale { view, stale, .. } => assert!(!stale, "{view} is stale"),
+            // Until its first snapshot has ended, a view is stale.
+            ViewRecord::Stale { view, stale: true, .. } => drop(rows.insert(format!("stale {view}"), String::new())),
+            ViewRecord::Stale { view, stale: false, .. } => drop(rows.remove(&format!("stale {view}"))),
             _ => {}
         }
     }

@@ -197,7 +197,7 @@ fn dev_says_which_slot_remains_and_fresh_replaces_its_own_slot_only() {
     // Another data directory has no proof that the slot is its own.
     std::fs::rename(own.data(), own.directory.path().join("elsewhere")).unwrap();
     let _dev = own.dev();
-    let status = own.wait_for("NEEDS_RESYNC");
+    let status = own.wait_for("FAILED");
     assert!(status["cause"].as_str().unwrap().contains(&slot), "{status}");
     assert!(own.database.slot("slot_name").is_some());
 }

@@ -138,10 +138,9 @@ fn has_ended(topic: &Topic) -> bool {
 fn restarts(setting: &Setting, database: &Database, topic: &mut Topic, times: usize) -> Connector {
     for n in 0..times {
         let connector = setting.start(database);
-        let before = chunk_rows(topic);
         wait_for("another chunk", LIMIT, || {
-            topic.read();
-            (chunk_rows(topic) > before || has_ended(topic)).then_some(())
+            let report = connector.handle.report();
+            (report.records_total > 1 || report.state == State::Running).then_some(())
         });
         connector.stop();
         topic.read();

@@ -3,7 +3,7 @@
 use super::check::quoted;
 use super::rows::Table;
 use super::server::{identifier, literal};
-use super::window::KeyTexts;
+use super::window::{InProgress, KeyTexts};
 use schemas::ids::TableName;
 use std::fmt::Write as _;
 
@@ -150,14 +150,19 @@ pub(super) fn writers(oid: u32) -> String {
     )
 }
 
-/// Transaction ids from the text of a snapshot (`xmin:xmax:xid,…`): those in progress, without their epoch.
-pub(super) fn in_progress(snapshot: &str) -> Option<Vec<u32>> {
-    let (_, ids) = snapshot.rsplit_once(':')?;
+/// The transactions that the text of a snapshot (`xmin:xmax:xid,…`) shows to be in progress, without their epoch.
+pub(super) fn in_progress(snapshot: &str) -> Option<InProgress> {
+    let mut parts = snapshot.split(':').skip(1);
+    let (xmax, ids) = (parts.next()?, parts.next()?);
     let id = |text: &str| {
         let id: u64 = text.parse().ok()?;
         u32::try_from(id & u64::from(u32::MAX)).ok()
     };
-    ids.split(',').filter(|text| !text.is_empty()).map(id).collect()
+    let listed: Option<Vec<u32>> = ids.split(',').filter(|text| !text.is_empty()).map(id).collect();
+    Some(InProgress {
+        listed: listed?,
+        from: Some(id(xmax)?),
+    })
 }
 
 #[cfg(test)]
@@ -211,8 +216,15 @@ mod tests {
 
     #[test]
     fn transactions_in_progress_are_those_of_the_snapshot() {
-        assert_eq!(in_progress("10:20:10,4294967307"), Some(vec![10, 11]));
-        assert_eq!(in_progress("10:10:"), Some(vec![]));
+        let found = |listed: &[u32], from| {
+            Some(InProgress {
+                listed: listed.to_vec(),
+                from: Some(from),
+            })
+        };
+        assert_eq!(in_progress("10:20:10,4294967307"), found(&[10, 11], 20));
+        assert_eq!(in_progress("10:10:"), found(&[], 10));
+        assert_eq!(in_progress("10:"), None);
         assert_eq!(in_progress(""), None);
     }
 }

@@ -8,7 +8,7 @@
 use super::parts::EncodedRow;
 use super::pgoutput::Value;
 use super::rows::Table;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 /// Maximum size of the changed keys and values of a window. Beyond it, the chunk is read again.
 const CHANGED_BYTES_MAX: usize = 8 << 20;
@@ -33,6 +33,23 @@ enum Changed {
 
 /// A value that a change contained; `None` is null.
 type Cell = Option<Box<[u8]>>;
+
+/// The transactions that were in progress when a chunk was read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct InProgress {
+    /// Ids below `from`.
+    pub(super) listed: Vec<u32>,
+    /// All transactions from this id on (the snapshot's `xmax`). The newest transaction is not listed while it ends.
+    pub(super) from: Option<u32>,
+}
+
+impl InProgress {
+    fn contains(&self, xid: u32) -> bool {
+        // Ids wrap around: the half of them after `from` is newer.
+        let is_newer = |from: u32| xid.wrapping_sub(from) < 1 << 31;
+        self.from.is_some_and(is_newer) || self.listed.contains(&xid)
+    }
+}
 
 /// The window. It belongs to the table whose snapshot is running.
 #[derive(Debug, Default)]
@@ -110,13 +127,12 @@ impl Window {
     /// A transaction becomes visible only some time after its commit record was written; with synchronous replication,
     /// after the standby has answered. Such a transaction can precede the low watermark although the chunk does not
     /// contain its changes. The rows of the chunk would then replace newer ones.
-    pub(super) fn hides_streamed_transaction(&self, in_progress: &[u32]) -> bool {
-        let in_progress: HashSet<u32> = in_progress.iter().copied().collect();
+    pub(super) fn hides_streamed_transaction(&self, in_progress: &InProgress) -> bool {
         let before = self.transactions.len().saturating_sub(self.since_open);
         self.transactions
             .iter()
             .take(before)
-            .any(|xid| in_progress.contains(xid))
+            .any(|xid| in_progress.contains(*xid))
     }
 
     /// Called for an inserted or updated row with its values, in which values that are not known are `Unchanged`.

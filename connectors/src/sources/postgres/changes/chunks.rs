@@ -11,7 +11,7 @@ use super::super::relations::{Mapped, map};
 use super::super::rows::Table;
 use super::super::static_record::{NeedsSnapshot, TableRecord, TableSnapshot};
 use super::super::tuples::recycle;
-use super::super::window::KeyTexts;
+use super::super::window::{InProgress, KeyTexts};
 use super::{Changes, is_mapping_of, protocol_error};
 use crate::error::Result;
 use event_log::OutBatch;
@@ -30,8 +30,8 @@ pub(in super::super) struct ChunkRows {
     pub(in super::super) is_last: bool,
     /// Number of rows that were requested by key; 0 if the rows follow the last key of the chunk before.
     pub(in super::super) by_key: usize,
-    /// Ids of the transactions that were in progress when the rows were read.
-    pub(in super::super) in_progress: Vec<u32>,
+    /// The transactions that were in progress when the rows were read.
+    pub(in super::super) in_progress: InProgress,
     /// Time at which they were read, in ms.
     pub(in super::super) at_ms: i64,
 }

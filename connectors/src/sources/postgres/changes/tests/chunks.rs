@@ -1,5 +1,6 @@
 //! Chunks of a snapshot while the stream changes the same rows.
 
+use super::super::super::window::InProgress;
 use super::super::chunks::{ChunkRows, Outcome};
 use super::*;
 use bytes::Bytes;
@@ -90,7 +91,7 @@ fn chunk(rows: &[(&str, &str)]) -> ChunkRows {
         lines: rows.iter().map(line).collect(),
         is_last: false,
         by_key: 0,
-        in_progress: Vec::new(),
+        in_progress: InProgress::default(),
         at_ms: 1,
     }
 }
@@ -234,19 +235,26 @@ fn committed_transaction_that_the_chunk_does_not_show_is_noticed() {
     running.commit(7, &[updated("1", Some("new"))]);
     running.fixture.changes.open_window();
     running.commit(8, &[updated("2", Some("new"))]);
-    let rows = |in_progress: &[u32]| ChunkRows {
-        in_progress: in_progress.to_vec(),
+    let rows = |listed: &[u32], from| ChunkRows {
+        in_progress: InProgress {
+            listed: listed.to_vec(),
+            from: Some(from),
+        },
         ..chunk(&[("1", "old"), ("2", "old"), ("3", "three")])
     };
-    let (outcome, published) = running.publish(&rows(&[7]));
-    assert!(
-        matches!(outcome, Outcome::Again(_)) && published.is_empty(),
-        "{outcome:?}"
-    );
+    // While the newest transaction ends, it is not among the listed ones.
+    for (listed, from) in [(vec![7], u32::MAX / 2), (vec![], 7)] {
+        let (outcome, published) = running.publish(&rows(&listed, from));
+        assert!(
+            matches!(outcome, Outcome::Again(_)) && published.is_empty(),
+            "{outcome:?}"
+        );
+        running.fixture.changes.open_window();
+    }
     running.fixture.changes.open_window();
     running.commit(9, &[updated("2", Some("newer"))]);
     // A transaction that commits in the window may be in progress when the chunk is read.
-    let (outcome, published) = running.publish(&rows(&[9, 10]));
+    let (outcome, published) = running.publish(&rows(&[9], u32::MAX / 2));
     assert_eq!((outcome, published.len()), (Outcome::Published, 2));
 }
 
