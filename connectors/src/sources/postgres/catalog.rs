@@ -338,7 +338,7 @@ async fn read_keys(sql: &Sql, which: &str, found: &mut Tables) -> Result<()> {
          WHERE (i.indisprimary OR i.indisreplident OR i.indisunique) AND k.ord <= i.indnkeyatts AND {which} \
          ORDER BY i.indexrelid, k.ord"
     );
-    let mut index = 0;
+    let mut index = 0_u32;
     for row in sql.rows(ATTEMPTED, &keys).await? {
         let Some(table) = found.get_mut(&(text(&row, "nspname"), text(&row, "relname"))) else {
             continue;
@@ -350,7 +350,8 @@ async fn read_keys(sql: &Sql, which: &str, found: &mut Tables) -> Result<()> {
         if is(&row, "indisreplident") {
             table.identity_index.push(text(&row, "attname"));
         }
-        let is_next = index != std::mem::replace(&mut index, number(&row, "indexrelid"));
+        let id = number(&row, "indexrelid");
+        let is_next = std::mem::replace(&mut index, id) != id;
         match table.unique_keys.last_mut().filter(|_| !is_next) {
             _ if !is(&row, "is_unique") => {}
             Some(columns) => columns.push(text(&row, "attname")),
