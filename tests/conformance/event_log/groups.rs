@@ -247,8 +247,8 @@ pub fn paused_partition_reports_no_error(harness: &Harness) {
     consumer.close().unwrap();
 }
 
-/// A deleted topic is an error of that topic, returned once or for each of its partitions. The member continues to read
-/// other topics.
+/// A deleted topic is an error of that topic, returned once or for each of its partitions, or its partitions leave the
+/// assignment: with KIP-848, the broker computes it. The member continues to read other topics.
 pub fn deleted_topic_leaves_others_alone(harness: &Harness) {
     let (gone, kept) = (harness.partition(), harness.partition());
     let mut consumer = harness.join(&support::unique("group"), &[&gone.topic, &kept.topic]);
@@ -265,7 +265,7 @@ pub fn deleted_topic_leaves_others_alone(harness: &Harness) {
         (read.len() == 2).then_some(())
     });
     harness.log.delete_topic(&gone.topic).unwrap();
-    let (mut errors, mut found, mut appended) = (Vec::new(), 0, 0);
+    let (mut errors, mut found, mut appended, mut left) = (Vec::new(), 0, 0, false);
     // Kafka's client notices a deleted topic when it refreshes its metadata.
     support::wait_for("an error of the deleted topic", 4 * LIMIT, || {
         harness.append(&kept, &["b"]);
@@ -277,10 +277,11 @@ pub fn deleted_topic_leaves_others_alone(harness: &Harness) {
                     consumer.start(at, 1 + Offset::try_from(found).unwrap()).unwrap();
                 }
             }
-            Ok(_) => {}
+            Ok(Event::Revoked(partitions) | Event::Lost(partitions)) => left |= partitions.contains(&gone),
+            Ok(Event::Idle) => {}
             Err(error) => errors.push(error),
         }
-        (!errors.is_empty()).then_some(())
+        (left || !errors.is_empty()).then_some(())
     });
     support::wait_for("the records of the other topic", LIMIT, || {
         match consumer.poll(&mut batch, 1_000, SHORT) {
