@@ -318,10 +318,12 @@ mod tests {
     use event_log::{Cleanup, SharedEventLog, TopicConfig, TopicSpec};
     use std::sync::atomic::{AtomicI64, Ordering};
 
-    /// A log with topic `shop.change.shop`, whose first records were removed, and an empty topic `copy`.
+    /// A log with four records in topic `shop.change.shop`, and an empty topic `copy`.
     fn log(now: &Arc<AtomicI64>) -> SharedEventLog {
         let clock = now.clone();
-        let log = EmbeddedLog::open(Config::new(None, Arc::new(move || clock.load(Ordering::SeqCst)))).unwrap();
+        let mut config = Config::new(None, Arc::new(move || clock.load(Ordering::SeqCst)));
+        config.clean_every = Some(Duration::from_millis(10));
+        let log = EmbeddedLog::open(config).unwrap();
         let topic = |name: &str| TopicSpec {
             name: name.to_owned(),
             partitions: 1,
