@@ -2,6 +2,7 @@
 
 use crate::processes::Processes;
 use anyhow::{Context, Result, bail};
+use connectors::status::{Alarm, TableProgress};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -25,6 +26,12 @@ pub struct Report {
     /// Bytes that are not acknowledged yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag_bytes: Option<u64>,
+    /// Bytes of write-ahead log that the database retains for the connector.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retained_bytes: Option<u64>,
+    /// A problem beside the state, which readiness shows too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alarm: Option<Alarm>,
     /// What operators have requested: running, paused or stopped.
     pub target: String,
     /// Progress of a snapshot.
@@ -50,9 +57,21 @@ pub struct Table {
     /// The fix.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
+    /// Progress of its snapshot, while one is running.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<TableProgress>,
 }
 
 impl Table {
+    /// Why it needs a snapshot, or the progress of its snapshot.
+    pub fn detail(&self) -> Option<String> {
+        let progress = self.progress.map(|progress| match progress.rows_estimated {
+            Some(all) => format!("{} of about {all} rows", progress.rows),
+            None => format!("{} rows", progress.rows),
+        });
+        self.cause.clone().or(progress)
+    }
+
     /// Whether its changes are skipped.
     pub fn needs_snapshot(&self) -> bool {
         self.state == "NEEDS_SNAPSHOT"
@@ -81,9 +100,9 @@ impl Report {
         }
     }
 
-    /// Whether the connector and all its tables work, or an operator has paused it.
+    /// Whether the connector and all its tables work, or an operator has paused it, and there is no other problem.
     pub fn is_healthy(&self) -> bool {
-        self.level() < Level::Bad && !self.tables.iter().any(Table::needs_snapshot)
+        self.level() < Level::Bad && self.alarm.is_none() && !self.tables.iter().any(Table::needs_snapshot)
     }
 }
 
@@ -212,6 +231,45 @@ mod tests {
         let error = connectors.named("shp").unwrap_err().to_string();
         let expected = "no process runs a connector `shp`; running connectors: shop, x; cannot reach d";
         assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn everything_that_a_process_reports_is_read() {
+        let component = service::Readiness::new().register("connector shop");
+        let mut report = connectors::status::Handle::new("shop", component).report();
+        (report.lag_bytes, report.retained_bytes) = (Some(1), Some(2));
+        (report.cause, report.fix) = (Some(String::from("c")), Some(String::from("f")));
+        (report.progress, report.pending_snapshots) = (Some(String::from("p")), vec![String::from("orders")]);
+        report.alarm = Some(Alarm {
+            cause: String::from("much WAL is retained"),
+            fix: String::from("let it catch up"),
+        });
+        report.tables = [connectors::status::TableReport {
+            table: String::from("orders"),
+            state: connectors::status::TableState::Snapshotting,
+            cause: None,
+            fix: None,
+            progress: Some(TableProgress {
+                rows: 3,
+                rows_estimated: Some(9),
+            }),
+        }]
+        .into();
+        let sent = serde_json::to_value(&report).unwrap();
+        let read: Report = serde_json::from_value(sent.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&read).unwrap(), sent);
+        assert_eq!(read.tables[0].detail().unwrap(), "3 of about 9 rows");
+    }
+
+    #[test]
+    fn alarm_beside_a_running_connector_is_not_healthy() {
+        let mut report = found("a", "shop", "RUNNING").report;
+        assert!(report.is_healthy());
+        report.alarm = Some(Alarm {
+            cause: String::from("much WAL is retained"),
+            fix: String::from("let it catch up"),
+        });
+        assert!(!report.is_healthy());
     }
 
     #[test]

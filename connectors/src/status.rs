@@ -89,7 +89,7 @@ impl TableState {
 }
 
 /// Progress of the snapshot of a table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct TableProgress {
     /// Number of rows that were read.
     pub rows: u64,
@@ -156,7 +156,7 @@ pub struct Report {
 }
 
 /// A problem beside the state of a connector.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Alarm {
     /// What is wrong.
     pub cause: String,

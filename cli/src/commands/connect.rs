@@ -104,6 +104,16 @@ impl Commands<'_> {
                 detail.unwrap_or_default(),
                 report.fix.clone().unwrap_or_default(),
             ]);
+            if let Some(alarm) = &report.alarm {
+                let (cause, fix) = (alarm.cause.clone(), alarm.fix.clone());
+                rows.push([
+                    report.connector.clone(),
+                    String::new(),
+                    String::from("ALARM"),
+                    cause,
+                    fix,
+                ]);
+            }
             for table in &report.tables {
                 let is_pending = report.pending_snapshots.contains(&table.table);
                 let pending = is_pending.then(|| "a requested snapshot waits until the connector runs".to_owned());
@@ -111,7 +121,7 @@ impl Commands<'_> {
                     String::new(),
                     table.table.clone(),
                     table.state.clone(),
-                    table.cause.clone().or(pending).unwrap_or_default(),
+                    table.detail().or(pending).unwrap_or_default(),
                     table.fix.clone().unwrap_or_default(),
                 ]);
             }

@@ -127,6 +127,10 @@ fn check_connector(found: &Found) -> Vec<Finding> {
         None => format!("connector {name} is {state} ({at})"),
     };
     let mut findings = vec![new("connectors", level, text, fix)];
+    if let Some(alarm) = &report.alarm {
+        let text = format!("connector {name}: {}", alarm.cause);
+        findings.push(bad("connectors", text, alarm.fix.clone()));
+    }
     for table in report.tables.iter().filter(|table| table.needs_snapshot()) {
         let cause = table.cause.as_deref().unwrap_or_default();
         let text = format!("connector {name}: table {} needs a snapshot: {cause}", table.table);
@@ -201,6 +205,14 @@ mod tests {
                 .contains("table orders needs a snapshot: it was replaced")
         );
         assert_eq!(findings[1].fix, "do it");
+        let mut alarmed = found("RUNNING", "RUNNING");
+        alarmed.report.alarm = Some(connectors::status::Alarm {
+            cause: String::from("much WAL is retained"),
+            fix: String::from("let it catch up"),
+        });
+        let findings = check_connector(&alarmed);
+        assert!(findings[0].ok && !findings[1].ok && findings[1].found.contains("much WAL is retained"));
+        assert_eq!(findings[1].fix, "let it catch up");
     }
 
     #[test]
