@@ -1,10 +1,11 @@
 //! Benchmark of the cost of a row update as the state grows: random updates of existing rows of about 200 B, by sync-views
 //! and by the edge, each with its default memory settings.
 //!
-//! One process builds a state and others measure it, so that a measurement starts with an empty block cache and its
-//! peak memory is that of the updates. The first measurement leaves the files in the page cache, as far as memory
-//! allows, and is long enough to include compactions. The second measurement drops the files from the page cache, and
-//! ends before the smaller states are cached again, so most of its wall time is spent on the disk.
+//! One process builds a state and waits until its compactions have ended; others measure the state. So a measurement
+//! starts with an empty block cache, and its peak memory is that of the updates. The first measurement leaves the files
+//! in the page cache, as far as memory allows, and is long enough to include compactions. The second measurement drops
+//! the files from the page cache, and ends before the smaller states are cached again, so most of its wall time is spent
+//! on the disk.
 
 mod replica;
 mod sync_views;

@@ -4,9 +4,9 @@
 //! Broker, database, roles and devices share the cores of this machine. As a baseline, `pg_recvlogical` receives the same
 //! changes and discards them.
 
-mod bank;
-mod devices;
-mod roles;
+pub mod bank;
+pub mod devices;
+pub mod roles;
 
 use crate::figures::rate;
 use crate::postgres::CompetingConsumer;

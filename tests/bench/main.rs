@@ -18,6 +18,7 @@ mod line;
 mod log;
 mod postgres;
 mod runtime;
+mod snapshot;
 mod state;
 mod store;
 
@@ -42,6 +43,10 @@ const USAGE: &str = "usage: bench NAME [ARGUMENTS]
   runtime [kafka|embedded] [copy|count|aggregate|singles|alone]
       stream runtime: copy (compared with plain librdkafka), count with state, declarative count(), latency of single
       records; `alone` runs copy, count and singles at least once, without transactions
+  snapshot [MILLION ROWS]
+      snapshot of a large table over Kafka to a device while the connector is killed five times and changes continue,
+      then TRUNCATE: rows read again, latency, peak memory; 10 million rows need up to 20 GB in the directory for
+      temporary files
   state [fjall|sled] [THOUSAND KEYS]
       stateful process on Kafka: cold start, idle CPU, memory, restart after SIGKILL, full restore
   store [fjall|sled] [ROWS] [VALUE BYTES] [MEMORY MIB]
@@ -58,6 +63,7 @@ fn main() -> anyhow::Result<()> {
         Some(crate::growth::CHILD) => crate::growth::child(rest),
         Some("line") => crate::line::run(rest),
         Some("runtime") => crate::runtime::run(rest),
+        Some("snapshot") => crate::snapshot::run(rest),
         Some("state") => crate::state::run(rest),
         Some(crate::state::CHILD) => crate::state::child(rest),
         Some("store") => crate::store::run(rest),

@@ -1,6 +1,6 @@
 //! Updates by the edge: its replica of `view.log` and the replica's store.
 
-use super::updates::{Figures, Random, TRANSACTION_ROWS, Updates, row_number};
+use super::updates::{Figures, Random, TRANSACTION_ROWS, Updates, row_number, wait_for_compactions};
 use anyhow::Context;
 use edge::config::StoreConfig;
 use event_log::{Header, NewRecord, Offset, RecordBatch, TimestampType, TopicPartition};
@@ -26,7 +26,8 @@ pub fn build(dir: &Path, rows: usize) -> anyhow::Result<()> {
         edge.apply(&chunk, &mut random)?;
     }
     edge.check()?;
-    Ok(edge.store.persist()?)
+    edge.store.persist()?;
+    wait_for_compactions()
 }
 
 pub fn measure(dir: &Path, updates: Updates) -> anyhow::Result<Figures> {

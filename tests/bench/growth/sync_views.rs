@@ -3,7 +3,7 @@
 //! The initial rows are loaded with the values that the processor would write, because processing twenty million
 //! records would take longer than the measurement.
 
-use super::updates::{Figures, Random, Updates, row_number};
+use super::updates::{Figures, Random, Updates, row_number, wait_for_compactions};
 use anyhow::Context;
 use event_log::{ErrorAction, NewRecord, RecordBatch, TimestampType, TopicPartition};
 use processors::sync_views::{Config, StepLimits, SyncViews, Unavailable};
@@ -42,7 +42,8 @@ pub fn build(dir: &Path, rows: usize) -> anyhow::Result<()> {
             .map(|row| (state_key(row), values.get(owner(row)).cloned()))
             .collect();
         if loaded.is_empty() {
-            return Ok(store.persist()?);
+            store.persist()?;
+            return wait_for_compactions();
         }
         store.load(STATE, loaded)?;
     }

@@ -5,10 +5,15 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use service::telemetry::usage;
 use std::fs;
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// Rows of one source transaction.
 pub const TRANSACTION_ROWS: usize = 1_000;
+
+/// A store that wrote nothing for this time has no running compaction.
+const IDLE: Duration = Duration::from_secs(2);
+const COMPACTIONS_LIMIT: Duration = Duration::from_secs(300);
 
 /// Results of a measurement.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -75,6 +80,25 @@ impl Counters {
             read: number("/proc/thread-self/io", "rchar:")?,
             written: number("/proc/self/io", "wchar:")?,
         })
+    }
+}
+
+/// Waits until the compactions that a build left behind have ended, so that a measurement does not include them.
+pub fn wait_for_compactions() -> anyhow::Result<()> {
+    let end = Instant::now() + COMPACTIONS_LIMIT;
+    let mut before = Counters::now()?.written;
+    loop {
+        sleep(IDLE);
+        let now = Counters::now()?.written;
+        #[expect(clippy::float_cmp, reason = "an integer counter")]
+        if now == before {
+            return Ok(());
+        }
+        anyhow::ensure!(
+            Instant::now() < end,
+            "the store still writes {COMPACTIONS_LIMIT:?} after the build"
+        );
+        before = now;
     }
 }
 
