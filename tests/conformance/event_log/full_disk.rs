@@ -106,7 +106,7 @@ fn log_keeps_reserved_space_free() {
     // The reserve is 64 MiB, an eighth of the disk. The free space is checked every 8 MiB, and what was written before
     // is flushed afterwards.
     let free = rustix::fs::statvfs(disk.path()).unwrap();
-    let free = free.f_bavail * free.f_frsize >> 20;
+    let free = (free.f_bavail * free.f_frsize) >> 20;
     assert!(free > 24, "{free} MiB are free");
     check_contents(&harness, &at, end);
     disk.grow(1_024);
