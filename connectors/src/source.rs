@@ -14,7 +14,7 @@ mod register;
 mod retry;
 mod run;
 
-pub use context::{Context, OnMismatch};
+pub use context::{Context, OnMismatch, TRANSACTION_TIMEOUT};
 pub use positions::positions_spec;
 pub(crate) use register::register;
 pub use run::run;

@@ -59,6 +59,7 @@ where
     let source_context = SourceContext {
         name: name.clone(),
         transactional_id: context.names.connector(&name),
+        transaction_timeout: connectors::source::TRANSACTION_TIMEOUT,
         positions_topic: context.names.positions(),
         log: context.backends.log.clone(),
         registry: context.backends.registry.clone(),

@@ -5,7 +5,12 @@ use event_log::SharedEventLog;
 use registry::Registry;
 use service::SharedClock;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Handle as Runtime;
+
+/// Transaction timeout of connectors. The open transaction of a killed connector blocks `read_committed` readers for
+/// this time, plus the coordinator's scan interval.
+pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What to do if the stored position is incompatible with the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
@@ -25,6 +30,8 @@ pub struct Context {
     pub name: String,
     /// Transactional id. A process that opens it fences an older process of the same connector.
     pub transactional_id: String,
+    /// Transaction timeout: [`TRANSACTION_TIMEOUT`], except in tests.
+    pub transaction_timeout: Duration,
     /// The positions topic. It is created if it does not exist.
     pub positions_topic: String,
     /// The log.

@@ -12,9 +12,6 @@ use event_log::{Outcome, TransactionalProducer};
 use service::chain;
 use std::time::{Duration, Instant};
 
-/// Transaction timeout. The open transaction of a killed connector blocks `read_committed` readers for this time, plus
-/// the coordinator's scan interval.
-pub(super) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Age at which an open transaction is committed even if more records are ready.
 const OPEN_MAX: Duration = Duration::from_millis(40);
 /// Size at which a transaction is committed.
@@ -293,13 +290,19 @@ impl<'r, 'c, S: Source> Pump<'r, 'c, S> {
     /// which aborted the transaction and raised the producer epoch; this is retried. Otherwise another process fenced
     /// it, which is final.
     fn producer_error(&self, attempted: &'static str, error: event_log::Error, open: &OpenTransaction) -> Error {
-        let timed_out = open.since.is_some_and(|since| since.elapsed() >= TRANSACTION_TIMEOUT);
         match error {
-            event_log::Error::Fenced { .. } if !timed_out => Error::Fenced {
+            event_log::Error::Fenced { .. } if !self.may_have_expired(open) => Error::Fenced {
                 connector: self.lifecycle.context.name.clone(),
             },
             source => Error::EventLog { attempted, source },
         }
+    }
+
+    /// Whether the log may have aborted the open transaction because of its timeout. Call it after the failed request:
+    /// a commit waits for brokers that are down, and the transaction may expire while it waits.
+    fn may_have_expired(&self, open: &OpenTransaction) -> bool {
+        let timeout = self.lifecycle.context.transaction_timeout;
+        open.since.is_some_and(|since| since.elapsed() >= timeout)
     }
 
     /// Adds the position to the open transaction and commits it. Returns whether the commit is known to have succeeded.
@@ -307,7 +310,6 @@ impl<'r, 'c, S: Source> Pump<'r, 'c, S> {
         let context = self.lifecycle.context;
         let name = &context.name;
         let started = Instant::now();
-        let age = open.since.map_or(Duration::ZERO, |since| since.elapsed());
         // The position is written in the transaction of its records (C14). If it were committed separately, a crash
         // between the two commits would publish the records twice, or lose them if the source has already discarded
         // them.
@@ -320,7 +322,7 @@ impl<'r, 'c, S: Source> Pump<'r, 'c, S> {
         failpoint::hit("connector.before_commit");
         match self.producer.commit(None) {
             Outcome::Committed(_) => {}
-            Outcome::Aborted { fenced: true, .. } if age < TRANSACTION_TIMEOUT => {
+            Outcome::Aborted { fenced: true, .. } if !self.may_have_expired(open) => {
                 self.source.close();
                 return Err(Error::Fenced {
                     connector: name.clone(),

@@ -16,7 +16,7 @@ use super::context::{Context, OnMismatch};
 use super::dlq;
 use super::lifecycle::Lifecycle;
 use super::positions::{Positions, Stored};
-use super::pump::{End, Pump, TRANSACTION_TIMEOUT};
+use super::pump::{End, Pump};
 use super::retry::{self, Next, Retry};
 use super::{Source, Unreadable};
 use crate::commands::{Command, DesiredState, Target};
@@ -256,7 +256,7 @@ impl Connector<'_> {
             None => {
                 let config = TransactionalProducerConfig {
                     transactional_id: self.lifecycle.context.transactional_id.clone(),
-                    transaction_timeout: TRANSACTION_TIMEOUT,
+                    transaction_timeout: self.lifecycle.context.transaction_timeout,
                 };
                 self.lifecycle
                     .context
@@ -285,5 +285,7 @@ fn store(producer: &mut dyn TransactionalProducer, records: &OutBatch) -> Result
 
 #[cfg(test)]
 mod commands_tests;
+#[cfg(test)]
+mod expiry_tests;
 #[cfg(test)]
 mod tests;

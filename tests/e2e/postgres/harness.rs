@@ -290,6 +290,7 @@ impl Setting {
         Context {
             name: self.name.clone(),
             transactional_id: names().connector(&self.name),
+            transaction_timeout: connectors::source::TRANSACTION_TIMEOUT,
             positions_topic: names().positions(),
             log: self.log.clone(),
             registry: self.registry.clone(),

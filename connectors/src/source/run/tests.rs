@@ -1,6 +1,6 @@
 //! Tests of the connector loop with sources that always fail.
 
-use super::super::{Batch, Boundary, Budget, Progress};
+use super::super::{Batch, Boundary, Budget, Progress, TRANSACTION_TIMEOUT};
 use super::*;
 use crate::status::Handle;
 use event_log::SharedEventLog;
@@ -89,6 +89,7 @@ pub(super) fn context(log: &SharedEventLog, runtime: &tokio::runtime::Runtime, r
         on_mismatch: OnMismatch::Stop,
         replication: None,
         transactional_id: String::from("shop.connector.shop"),
+        transaction_timeout: TRANSACTION_TIMEOUT,
         positions_topic: String::from("shop._trunkline.positions"),
     }
 }
