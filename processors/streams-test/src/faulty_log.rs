@@ -36,6 +36,8 @@ struct State {
     writes: f64,
     /// Partitions that cannot be read, with the error of a read at an offset.
     unreadable: BTreeMap<TopicPartition, ReadError>,
+    /// Whether reads of committed offsets fail, and how many have failed.
+    offsets: (bool, usize),
     rng: Rng,
 }
 
@@ -55,6 +57,7 @@ impl Faults {
             commits: VecDeque::new(),
             writes: 0.0,
             unreadable: BTreeMap::new(),
+            offsets: (false, 0),
             rng,
         };
         Faults {
@@ -80,6 +83,25 @@ impl Faults {
     /// Makes reads of a partition fail until [`Faults::make_readable`].
     pub fn make_unreadable(&self, at: &TopicPartition, error: ReadError) {
         self.lock().unreadable.insert(at.clone(), error);
+    }
+
+    /// Makes reads of committed offsets fail, or no longer.
+    pub fn fail_offsets(&self, fails: bool) {
+        self.lock().offsets.0 = fails;
+    }
+
+    /// Number of reads of committed offsets that have failed.
+    pub fn failed_offsets(&self) -> usize {
+        self.lock().offsets.1
+    }
+
+    fn offsets(&self) -> Result<()> {
+        let (fails, failed) = &mut self.lock().offsets;
+        if !*fails {
+            return Ok(());
+        }
+        *failed += 1;
+        Err(injected("fetch offsets"))
     }
 
     /// Makes a partition readable again.
@@ -185,6 +207,7 @@ impl EventLog for FaultyLog {
     }
 
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed> {
+        self.faults.offsets()?;
         self.log.committed(group, partitions)
     }
 

@@ -19,7 +19,7 @@ use crate::api::application::{FirstStart, ProcessingGuarantee};
 use crate::shared::Shared;
 use crate::task::checkpoint;
 use crate::task::{Input, Task};
-use event_log::{ErrorAction, Offset, OffsetSpec};
+use event_log::{ErrorAction, Offset, OffsetSpec, TopicId};
 use failpoint::hit;
 use open::{OpenError, begin_full_restore, full_restore_start, missed_tombstones, open_store};
 use progress::{Difference, Next, Offsets, Recovery, RestoreTarget, StartPlan, Step};
@@ -62,7 +62,7 @@ fn back_off(recovery: &mut Recovery, now: Duration, reason: String) -> Next {
         tracing::warn!(reason, "recovery delayed");
     }
     recovery.waits_for = Some(reason);
-    Next::Wait
+    Next::BackOff
 }
 
 fn log_failed(recovery: &mut Recovery, now: Duration, error: &event_log::Error) -> Next {
@@ -150,8 +150,8 @@ fn offsets(task: &mut Task, recovery: &mut Recovery, shared: &Shared) -> Next {
     }
 }
 
-/// Checks that the inputs exist and were not created again, after one of them could not be read. The ids of the inputs
-/// are fixed when the process starts, because processors derive names from them.
+/// Checks that the inputs exist and were not created again. The ids of the inputs are fixed when the process starts, because
+/// processors derive names from them.
 fn check_inputs(task: &Task, recovery: &mut Recovery, shared: &Shared) -> Result<(), Next> {
     for input in &task.sub.inputs {
         let info = shared.log.describe(&input.name);
@@ -271,6 +271,15 @@ fn compare(task: &Task, recovery: &mut Recovery, shared: &Shared, offsets: Offse
         ));
     }
     let inputs = task.partitions();
+    // The log deletes committed offsets together with a topic, so an input may have been created again since this process
+    // looked it up.
+    let lacks_offset = commit_record.as_ref().is_some_and(|commit_record| {
+        let mut pairs = inputs.iter().zip(&offsets);
+        pairs.any(|(input, offset)| offset.is_none() && commit_record.next_offset(input).is_some())
+    });
+    if lacks_offset && let Err(next) = check_inputs(task, recovery, shared) {
+        return next;
+    }
     let target = CommandTarget {
         sub: &task.sub,
         partition: task.id.partition,
@@ -280,10 +289,11 @@ fn compare(task: &Task, recovery: &mut Recovery, shared: &Shared, offsets: Offse
         && !commit_record
             .as_ref()
             .is_some_and(|commit_record| commit_record.at_least_once);
-    match decide(&inputs, &offsets, commit_record.as_ref(), transactional) {
+    let ids: Vec<TopicId> = task.sub.inputs.iter().map(|input| input.id).collect();
+    match decide(&inputs, &ids, &offsets, commit_record.as_ref(), transactional) {
         Verdict::Start { starts, warning } => {
             if let Some(warning) = warning {
-                tracing::warn!(task = %task.id, warning, "committed offsets missing");
+                tracing::warn!(task = %task.id, warning, "task starts without committed offsets");
             }
             let pairs = || starts.iter().zip(&offsets);
             let committed = pairs().all(|(start, offset)| offset.is_some_and(|offset| *start == Start::At(offset)));
@@ -293,6 +303,7 @@ fn compare(task: &Task, recovery: &mut Recovery, shared: &Shared, offsets: Offse
             })
         }
         Verdict::InputsReplaced { text } => Next::Stop(format!("{text}; {}", target.resolve_replaced_inputs())),
+        Verdict::InputRecreated { text } => Next::Stop(format!("{text}; {}", target.resolve_recreated_input())),
         Verdict::Differ { text } => {
             let difference = Difference { offsets, commit_record };
             if recovery.difference.as_ref() == Some(&difference) {
@@ -325,7 +336,9 @@ pub(crate) fn start_offset(
 ) -> event_log::Result<Offset> {
     match (start, first_start) {
         (Start::At(offset), _) => Ok(offset),
-        (Start::Declared, FirstStart::Earliest) => shared.log.offset(&input.at, OffsetSpec::Earliest),
+        (Start::Earliest, _) | (Start::Declared, FirstStart::Earliest) => {
+            shared.log.offset(&input.at, OffsetSpec::Earliest)
+        }
         (Start::Declared, FirstStart::Latest) => shared.log.offset(&input.at, OffsetSpec::LastStable),
     }
 }

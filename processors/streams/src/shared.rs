@@ -11,7 +11,7 @@ use crate::task::report::TaskReport;
 use crate::task::task_store::TaskStore;
 use event_log::{Millis, Offset, SharedEventLog, TopicPartition};
 use state_store::SharedStore;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     serving: Mutex<HashMap<TaskId, SharedStore>>,
     /// Status of the tasks of this process.
     reports: Mutex<BTreeMap<TaskId, TaskReport>>,
+    /// Inputs that were deleted and created again since this process started.
+    recreated: Mutex<BTreeSet<Arc<str>>>,
 }
 
 /// Committed position in an input.
@@ -70,6 +72,7 @@ impl Shared {
             standbys: Mutex::default(),
             serving: Mutex::default(),
             reports: Mutex::default(),
+            recreated: Mutex::default(),
         }
     }
 
@@ -87,6 +90,10 @@ impl Shared {
 
     pub(crate) fn reports(&self) -> MutexGuard<'_, BTreeMap<TaskId, TaskReport>> {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn recreated(&self) -> MutexGuard<'_, BTreeSet<Arc<str>>> {
+        self.recreated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Name of a task in the status.

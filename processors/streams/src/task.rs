@@ -6,13 +6,14 @@
 pub(crate) mod changelog;
 pub(crate) mod checkpoint;
 pub(crate) mod commit_record;
+mod reading;
 pub(crate) mod report;
 pub(crate) mod task_store;
 pub(crate) mod timers;
 mod uncommitted;
 
 use crate::admin::status::Cause;
-use crate::api::context::{Context, TaskId};
+use crate::api::context::{Context, InputTopic, TaskId};
 use crate::api::error::Result;
 use crate::api::output::{Body, Output, Stage};
 use crate::api::processor::Processor;
@@ -26,6 +27,7 @@ use commit_record::CommitRecord;
 use event_log::{
     ErrorAction, GroupConsumer, Millis, Offset, OutBatch, Produced, RecordRef, RecordSlice, TopicPartition,
 };
+use reading::Reading;
 use report::TaskReport;
 use service::chain;
 use std::sync::Arc;
@@ -36,9 +38,6 @@ use uncommitted::{FirstRecord, Uncommitted};
 
 /// Maximum number of timers that fire in one call, so that the limits of the transaction are checked in between.
 const TIMERS_MAX: usize = 1024;
-/// First and longest pause while the processor is not ready.
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// One input partition of a task.
 #[derive(Debug, Clone)]
@@ -82,18 +81,6 @@ pub(crate) struct Bisection {
     pub records: Option<RecordBisection>,
     /// While set, timers fire in transactions that contain nothing else.
     pub timers: Option<TimerBisection>,
-}
-
-/// Which of the task's partitions the consumer reads.
-#[derive(Debug, Default)]
-struct Reading {
-    paused: bool,
-    /// Number of consecutive pauses because the processor was not ready.
-    pauses: u32,
-    /// Whether the task stopped because an input could not be read.
-    failed: bool,
-    /// Reason of the last stop since the task processed a record.
-    last_stop: Option<String>,
 }
 
 /// One task.
@@ -292,10 +279,16 @@ impl Task {
         self.phase = Phase::Stopped { reason, retry_at };
     }
 
-    /// Stops because an input cannot be read.
-    pub(crate) fn stop_reading(&mut self, reason: String, retry_at: Duration) {
+    /// Stops because an input cannot be read, until the next retry.
+    pub(crate) fn stop_reading(&mut self, now: Duration, reason: String) {
         self.reading.failed = true;
+        let retry_at = now + self.retry_delay();
         self.stop(reason, Some(retry_at));
+    }
+
+    /// Delay until a stopped task retries. Consecutive stops get longer.
+    pub(crate) fn retry_delay(&mut self) -> Duration {
+        self.reading.next_retry()
     }
 
     /// Whether the task stopped because an input could not be read, and has not read its inputs since.
@@ -309,9 +302,7 @@ impl Task {
 
     /// Pauses because the processor is not ready. Consecutive pauses get longer.
     pub(crate) fn pause(&mut self, now: Duration, reason: String) {
-        let pauses = self.reading.pauses;
-        let pause = PAUSE_MIN.saturating_mul(1 << pauses.min(10)).min(PAUSE_MAX);
-        self.reading.pauses = pauses.saturating_add(1);
+        let pause = self.reading.next_pause();
         let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         tracing::warn!(task = %self.id, reason, pause_ms, "task paused");
         self.phase = Phase::Paused {
@@ -386,8 +377,7 @@ impl Task {
             });
         }
         self.uncommitted.records += records.len();
-        self.reading.pauses = 0;
-        self.reading.last_stop = None;
+        self.reading.progressed();
         Ok(())
     }
 
@@ -531,6 +521,7 @@ impl Task {
     pub(crate) fn push_commit_record(&mut self, out: &mut OutBatch, scratch: &mut Vec<u8>, transactional: bool) {
         let store = self.store.as_ref().expect("a task that commits has its store open");
         let position = |input: &Input| (input.at.topic.to_string(), input.at.partition, input.next);
+        let topic_id = |input: &InputTopic| (input.name.to_string(), input.id.to_string());
         let record = CommitRecord {
             seq: store
                 .commit_record
@@ -538,6 +529,7 @@ impl Task {
                 .map_or(0, |commit_record| commit_record.seq)
                 + 1,
             offsets: self.inputs.iter().map(position).collect(),
+            topic_ids: self.sub.inputs.iter().map(topic_id).collect(),
             stream_time: self.stream_time,
             at_least_once: !transactional,
         };

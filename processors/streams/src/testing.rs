@@ -5,6 +5,7 @@
 //! without an OS thread, and a task without a transaction. Applications must not depend on them: they start with
 //! [`crate::run`] and test with the drivers of the kit.
 
+use crate::admin::lag::note_recreated;
 use crate::admin::status::Status;
 use crate::api::application::{Application, Config};
 use crate::api::context::Context;
@@ -53,6 +54,7 @@ pub fn scan_all(state: &State, visit: Visit<'_>) -> Result<()> {
 /// commits nor leaves the group.
 pub struct ThreadDriver {
     thread: StreamThread,
+    shared: Arc<Shared>,
     status: Arc<Status>,
     orphaned_state: Vec<String>,
 }
@@ -66,9 +68,10 @@ impl ThreadDriver {
         let status = Arc::new(Status::default());
         let plan = Plan::resolve(&*environment.log, application, &config)?;
         let orphaned_state = plan.orphaned_state(&*environment.stores);
-        let shared = Shared::new(plan, config, environment, status.clone());
+        let shared = Arc::new(Shared::new(plan, config, environment, status.clone()));
         Ok(ThreadDriver {
-            thread: StreamThread::new(Arc::new(shared), index),
+            thread: StreamThread::new(shared.clone(), index),
+            shared,
             status,
             orphaned_state,
         })
@@ -80,6 +83,11 @@ impl ThreadDriver {
     /// An error that would end the process.
     pub fn turn(&mut self) -> Result<()> {
         self.thread.turn(Duration::ZERO).map(|_| ())
+    }
+
+    /// Looks up the ids of the inputs, as a process does at intervals.
+    pub fn check_inputs(&self) {
+        note_recreated(&self.shared);
     }
 
     /// Whether all input that was readable in the last turn is processed and committed.

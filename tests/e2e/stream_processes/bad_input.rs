@@ -229,6 +229,54 @@ fn removed_input_leaves_state_unchanged() {
     });
 }
 
+/// Replaces the input by a topic of the same name with more records than were processed.
+fn recreate_input(harness: &Harness) {
+    harness.log.delete_topic(&harness.input).expect("delete the input");
+    harness.topic(&harness.input, 2, &[]);
+    let records = [("b", ""), ("b", ""), ("c", ""), ("c", ""), ("c", "")];
+    harness.write(&harness.input, 0, &records);
+}
+
+const RECREATED: [&str; 8] = ["a=1", "a=2", "a=3", "b=1", "b=2", "c=1", "c=2", "c=3"];
+
+#[test]
+fn input_recreated_between_runs_is_read_from_its_first_record() {
+    on_both(|harness| {
+        harness.write(&harness.input, 0, &[("a", ""), ("a", ""), ("a", "")]);
+        let mut thread = harness.start("counts");
+        harness.settle(&mut thread);
+        thread.finish().expect("shut down");
+        recreate_input(harness);
+        let mut thread = harness.start("counts");
+        harness.settle(&mut thread);
+        assert_eq!(harness.out(0), RECREATED);
+        thread.finish().expect("shut down");
+    });
+}
+
+#[test]
+fn input_recreated_during_a_run_stops_its_tasks_until_a_restart() {
+    on_both(|harness| {
+        harness.write(&harness.input, 0, &[("a", ""), ("a", ""), ("a", "")]);
+        let mut thread = harness.start("counts");
+        harness.settle(&mut thread);
+        recreate_input(harness);
+        thread.check_inputs();
+        let cause = until_cause(&mut thread, "task count/0: stopped");
+        let text = format!(
+            "topic {} was deleted and created again; restart the process",
+            harness.input
+        );
+        assert!(cause.contains(&text), "{cause}");
+        assert_eq!(harness.out(0).len(), 3, "the new topic was read at the old position");
+        thread.finish().expect("shut down");
+        let mut thread = harness.start("counts");
+        harness.settle(&mut thread);
+        assert_eq!(harness.out(0), RECREATED);
+        thread.finish().expect("shut down");
+    });
+}
+
 #[test]
 fn deleted_changelog_stops_tasks_and_keeps_store() {
     on_both(|harness| {

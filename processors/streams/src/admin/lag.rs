@@ -1,4 +1,4 @@
-//! Measures input lag and store sizes every few seconds, on a separate thread.
+//! Measures input lag and store sizes every few seconds, and checks the ids of the inputs, on a separate thread.
 //!
 //! The inputs are not read: the lag is computed from log ends, committed positions and timestamps.
 
@@ -18,6 +18,8 @@ const EVERY: Duration = Duration::from_secs(2);
 const CLOCK_DIFFERENCE_MAX: Millis = 60_000;
 /// Store sizes are measured every third time, because the engine has to inspect its files.
 const STORES_EVERY: u32 = 3;
+/// The ids of the inputs are looked up every third time.
+const TOPICS_EVERY: u32 = 3;
 
 /// Log end of an input at the last measurement.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +57,9 @@ impl Sampler {
         self.lag(shared);
         if self.rounds.is_multiple_of(STORES_EVERY) {
             self.sizes(shared);
+        }
+        if self.rounds.is_multiple_of(TOPICS_EVERY) {
+            note_recreated(shared);
         }
         self.rounds = self.rounds.wrapping_add(1);
     }
@@ -118,6 +123,21 @@ impl Sampler {
             }
         }
         self.stores = tasks;
+    }
+}
+
+/// Notes inputs that were deleted and created again. A consumer of Kafka addresses a topic by name and would continue in the
+/// new topic at the position in the former one.
+pub(crate) fn note_recreated(shared: &Shared) {
+    for input in shared.plan.subs.iter().flat_map(|sub| &sub.inputs) {
+        match shared.log.describe(&input.name) {
+            Ok(Some(info)) if info.id != input.id => {
+                shared.recreated().insert(input.name.clone());
+            }
+            // A topic that is missing is reported by the task that reads it.
+            Ok(_) => {}
+            Err(error) => tracing::debug!(topic = %input.name, reason = chain(&error), "topic id not checked"),
+        }
     }
 }
 

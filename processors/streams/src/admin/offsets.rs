@@ -5,7 +5,11 @@
 
 use crate::api::error::{Error, Result};
 use crate::task::commit_record::{COMMIT_RECORD_KEY, CommitRecord};
-use event_log::{EventLog, Isolation, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, StartFrom, TopicPartition};
+use event_log::{
+    EventLog, Isolation, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, StartFrom, TopicId, TopicPartition,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Positions of a task according to its state and to its consumer group.
@@ -28,6 +32,8 @@ pub struct InputPositions {
     pub state: Option<Offset>,
     /// Committed offset of the group; `None` if there is none or it has expired.
     pub committed: Option<Offset>,
+    /// Whether the topic has another id than the one of the commit record, so that `state` is not a position in it.
+    pub recreated: bool,
 }
 
 impl InputPositions {
@@ -62,6 +68,7 @@ pub fn positions(log: &dyn EventLog, application: &str, changelog: &TopicPartiti
     let committed = log
         .committed(application, &inputs)
         .map_err(|source| log_error(application, source))?;
+    let ids = topic_ids(log, application, &inputs)?;
     let input = |input: &TopicPartition| InputPositions {
         topic: input.topic.to_string(),
         partition: input.partition,
@@ -69,6 +76,9 @@ pub fn positions(log: &dyn EventLog, application: &str, changelog: &TopicPartiti
             .as_ref()
             .and_then(|commit_record| commit_record.next_offset(input)),
         committed: committed.get(input).copied().flatten(),
+        recreated: commit_record
+            .as_ref()
+            .is_some_and(|commit_record| is_recreated(commit_record, input, &ids)),
     };
     Ok(TaskPositions {
         seq: commit_record.as_ref().map_or(0, |commit_record| commit_record.seq),
@@ -88,7 +98,7 @@ pub fn skip(log: &dyn EventLog, application: &str, changelog: &TopicPartition) -
         let start = log
             .offset(&at, OffsetSpec::Earliest)
             .map_err(|source| log_error(application, source))?;
-        if input.state.or(input.committed).is_some_and(|next| next < start) {
+        if !input.recreated && input.state.or(input.committed).is_some_and(|next| next < start) {
             moved.push((at.clone(), start));
         }
         inputs.push(at);
@@ -134,7 +144,8 @@ pub fn skip_to(
             "offset {offset} of {at} is not in the log, which has offsets {start}..{end}"
         )));
     }
-    let position = input.state.or(input.committed);
+    // The positions before a topic was created again are not offsets of its records.
+    let position = input.state.or(input.committed).filter(|_| !input.recreated);
     if position.is_some_and(|next| (start..=end).contains(&next) && offset <= next) {
         return Err(rejected(format!(
             "the task has already processed {at} up to offset {}; records can only be skipped",
@@ -173,6 +184,23 @@ pub fn reset_to_earliest(
     accept(log, application, changelog, inputs)
 }
 
+/// The ids of the topics of these inputs that exist, by topic.
+fn topic_ids(log: &dyn EventLog, application: &str, inputs: &[TopicPartition]) -> Result<BTreeMap<Arc<str>, TopicId>> {
+    let mut ids = BTreeMap::new();
+    for input in inputs {
+        let info = log.describe(&input.topic);
+        if let Some(info) = info.map_err(|source| log_error(application, source))? {
+            ids.insert(input.topic.clone(), info.id);
+        }
+    }
+    Ok(ids)
+}
+
+fn is_recreated(commit_record: &CommitRecord, input: &TopicPartition, ids: &BTreeMap<Arc<str>, TopicId>) -> bool {
+    let id = ids.get(&input.topic);
+    id.is_some_and(|id| commit_record.is_of_other_topic(&input.topic, *id))
+}
+
 fn log_error(application: &str, source: event_log::Error) -> Error {
     Error::EventLog {
         who: application.to_owned(),
@@ -203,12 +231,14 @@ pub fn accept(
     let committed = log
         .committed(application, inputs)
         .map_err(|source| log_error(application, source))?;
+    let ids = topic_ids(log, application, inputs)?;
     let input = |input: &TopicPartition| {
-        committed
-            .get(input)
-            .copied()
-            .flatten()
-            .or_else(|| before.next_offset(input))
+        let committed = committed.get(input).copied().flatten();
+        committed.or_else(|| {
+            before
+                .next_offset(input)
+                .filter(|_| !is_recreated(&before, input, &ids))
+        })
     };
     let offsets = inputs
         .iter()
@@ -216,6 +246,10 @@ pub fn accept(
     let after = CommitRecord {
         seq: before.seq + 1,
         offsets: offsets.collect(),
+        topic_ids: ids
+            .iter()
+            .map(|(topic, id)| (topic.to_string(), id.to_string()))
+            .collect(),
         stream_time: before.stream_time,
         at_least_once: false,
     };

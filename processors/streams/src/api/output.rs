@@ -43,7 +43,7 @@ impl Stage {
 /// They are committed in one transaction with the changed state and the consumed offsets. A record larger than its topic
 /// accepts (`max.message.bytes`) aborts the transaction; the runtime then isolates the input record or timer that caused it
 /// and writes that as a dead letter of stage `KAFKA_PRODUCE`. If an output topic does not exist, the task stops, readiness
-/// names the topic, and the task retries every 10 seconds: create output topics before the application starts.
+/// names the topic, and the task retries: create output topics before the application starts.
 #[derive(Debug, Default)]
 pub struct Output {
     pub(crate) records: OutBatch,

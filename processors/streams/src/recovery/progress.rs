@@ -98,6 +98,8 @@ pub(crate) enum Next {
     Continue,
     /// The changelog must be read further, or a pause must elapse.
     Wait,
+    /// A request has failed and is repeated after a pause.
+    BackOff,
     /// The task can start.
     Start(StartPlan),
     /// An operator must act.

@@ -44,6 +44,15 @@ impl CommandTarget<'_> {
         )
     }
 
+    /// An input has another topic id than the topic from which the state was built, but a committed offset.
+    pub(crate) fn resolve_recreated_input(&self) -> String {
+        let (task, inputs) = (self.task(), self.input_arguments());
+        format!(
+            "to continue with this state at the committed offsets: `trunkline offsets accept {task}{inputs}`; to read the \
+             topic from another offset: `trunkline offsets skip {task} --input TOPIC --to OFFSET`"
+        )
+    }
+
     /// An input cannot be read. `None` if the error itself states what to do, after which the task retries.
     pub(crate) fn resolve_unreadable_input(&self, error: &Error) -> Option<String> {
         let task = self.task();

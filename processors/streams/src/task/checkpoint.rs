@@ -189,6 +189,7 @@ mod tests {
         let commit_record = CommitRecord {
             seq: 1,
             offsets: vec![],
+            topic_ids: std::collections::BTreeMap::new(),
             stream_time: 0,
             at_least_once: false,
         };

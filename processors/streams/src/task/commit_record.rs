@@ -3,8 +3,9 @@
 //! A changelog value begins with a format version. A value of a newer format is rejected, never skipped.
 
 use crate::api::error::FormatError;
-use event_log::{Millis, Offset, TopicPartition};
+use event_log::{Millis, Offset, TopicId, TopicPartition};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Key of the commit record in the changelog. Part of the stored format, so it keeps its former name.
 pub const COMMIT_RECORD_KEY: &[u8] = b"[\"~marker\"]";
@@ -19,6 +20,9 @@ pub struct CommitRecord {
     pub seq: u64,
     /// Topic, partition and next offset of each input.
     pub offsets: Vec<(String, i32, Offset)>,
+    /// Topic id of each input, by its name. An offset is a position in the topic with this id only.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub topic_ids: BTreeMap<String, String>,
     /// Greatest record timestamp that the task has seen, in ms.
     pub stream_time: Millis,
     /// Whether the record was written outside a transaction. The committed offsets may then be behind it, but not ahead
@@ -35,6 +39,12 @@ impl CommitRecord {
             .iter()
             .find(|(topic, partition, _)| *partition == at.partition && **topic == *at.topic);
         found.map(|(_, _, offset)| *offset)
+    }
+
+    /// Whether the record contains a topic of this name with another id, so that its offset is not a position in this
+    /// topic.
+    pub fn is_of_other_topic(&self, topic: &str, id: TopicId) -> bool {
+        self.topic_ids.get(topic).is_some_and(|known| *known != id.to_string())
     }
 
     /// The inputs in the record.
@@ -94,6 +104,7 @@ mod tests {
         let commit_record = CommitRecord {
             seq: 7,
             offsets: vec![("change.shop".to_owned(), 0, 1234)],
+            topic_ids: BTreeMap::new(),
             stream_time: 99,
             at_least_once: false,
         };
@@ -107,6 +118,22 @@ mod tests {
         assert_eq!(read, commit_record);
         assert_eq!(read.next_offset(&TopicPartition::new("change.shop", 0)), Some(1234));
         assert_eq!(read.next_offset(&TopicPartition::new("change.shop", 1)), None);
+    }
+
+    #[test]
+    fn topic_of_the_same_name_with_another_id_is_another_topic() {
+        let id = |n: u8| TopicId(format!("00000000-0000-4000-8000-{n:012}").parse().unwrap());
+        let commit_record = CommitRecord {
+            topic_ids: BTreeMap::from([("in".to_owned(), id(1).to_string())]),
+            ..CommitRecord::default()
+        };
+        let read = CommitRecord::read(&commit_record.encode()).unwrap();
+        assert!(!read.is_of_other_topic("in", id(1)));
+        assert!(read.is_of_other_topic("in", id(2)));
+        assert!(
+            !read.is_of_other_topic("new", id(2)),
+            "the state contains nothing of it"
+        );
     }
 
     #[test]

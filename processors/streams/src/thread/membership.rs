@@ -12,6 +12,7 @@ use crate::shared::Shared;
 use event_log::{
     ErrorAction, Event, GroupConfig, GroupConsumer, GroupMetadata, GroupProtocol, Offset, RecordBatch, TopicPartition,
 };
+use service::backoff::Backoff;
 use service::chain;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +23,9 @@ use std::time::Duration;
 const FENCE_WAIT: Duration = Duration::from_secs(6);
 /// Pause after the log was unavailable.
 const BACKOFF: Duration = Duration::from_millis(200);
-/// Pause after an error that an operator must resolve, such as a missing permission.
+/// Interval at which topics are looked up that could not be read, and longest pause after an error that an operator must
+/// resolve, such as a missing permission. The first pauses are shorter: a broker that has just started does not know
+/// all topics for a moment.
 const OPERATOR_BACKOFF: Duration = Duration::from_secs(10);
 
 /// Fencing whose cause is not known yet.
@@ -44,6 +47,8 @@ pub(super) struct Membership {
     /// No request is sent before this time, because the log was unavailable.
     not_before: Duration,
     unavailable: Option<Cause>,
+    /// Pauses after errors that an operator must resolve. Reset by an assignment.
+    operator_backoff: Backoff,
     /// Subscribed topics that cannot be read.
     topic_issues: BTreeMap<String, TopicIssue>,
 }
@@ -66,6 +71,8 @@ impl Membership {
             polled: Duration::ZERO,
             not_before: Duration::ZERO,
             unavailable: None,
+            // Use a fixed seed, so that a simulation depends only on its own seed.
+            operator_backoff: Backoff::seeded(BACKOFF, OPERATOR_BACKOFF, 0),
             topic_issues: BTreeMap::new(),
         }
     }
@@ -188,6 +195,7 @@ impl Membership {
         self.fence = None;
         if let Some(metadata) = self.consumer.as_ref().map(|consumer| consumer.group_metadata()) {
             self.metadata = self.available(metadata)?;
+            self.operator_backoff.reset();
         }
         Ok(())
     }
@@ -270,7 +278,8 @@ impl Membership {
                 source,
             }),
             Err(error) => {
-                self.pause(Cause::operator(chain(&error)), OPERATOR_BACKOFF);
+                let backoff = self.operator_backoff.next_delay();
+                self.pause(Cause::operator(chain(&error)), backoff);
                 Ok(None)
             }
         }

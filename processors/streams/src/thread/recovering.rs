@@ -1,20 +1,18 @@
 //! Recovers the tasks of a thread while other tasks run, starts them, and stops them.
 
-use super::abort::Interrupt;
+use super::abort::{Abort, Interrupt};
 use super::turn::StreamThread;
 use crate::api::context::TaskId;
 use crate::api::error::Result;
 use crate::recovery::progress::{Next, StartPlan};
 use crate::recovery::restore::{ObstacleKind, RESTORE_WAIT};
-use crate::recovery::{self, CommandTarget};
+use crate::recovery::{self, CommandTarget, recreated_input};
 use crate::task::{Phase, Task};
 use event_log::{ErrorAction, ErrorScope, Offset};
 use failpoint::hit;
 use service::chain;
+use std::ops::ControlFlow;
 use std::time::Duration;
-
-/// Interval at which a stopped task retries, because an operator can resolve most causes without a restart.
-const STOPPED_RETRY: Duration = Duration::from_secs(10);
 
 impl StreamThread {
     /// Resumes tasks whose pause has elapsed, and retries stopped tasks that are due.
@@ -34,7 +32,11 @@ impl StreamThread {
     /// Advances the recovering tasks and returns how many changelog records were read.
     pub(super) fn recover(&mut self, max_wait: Duration) -> Result<usize, Interrupt> {
         for index in 0..self.tasks.len() {
-            self.recover_task(index)?;
+            // A request that fails may have taken as long as its timeout. If all tasks repeated it, the thread would not
+            // poll for so long that the group removes it.
+            if self.recover_task(index)?.is_break() {
+                break;
+            }
         }
         let wait = if self.tasks.iter().any(Task::is_live) {
             Duration::ZERO
@@ -65,11 +67,12 @@ impl StreamThread {
         }
     }
 
-    fn recover_task(&mut self, index: usize) -> Result<(), Interrupt> {
+    /// Advances the recovery of a task. Breaks if a request has failed.
+    fn recover_task(&mut self, index: usize) -> Result<ControlFlow<()>, Interrupt> {
         loop {
             let task = self.tasks.at(index);
             let Phase::Recovering(recovery) = &mut task.phase else {
-                return Ok(());
+                return Ok(ControlFlow::Continue(()));
             };
             let mut recovery = std::mem::take(recovery);
             let next = recovery::advance(task, &mut recovery, &self.shared);
@@ -77,12 +80,19 @@ impl StreamThread {
             task.phase = Phase::Recovering(recovery);
             match next {
                 Next::Continue => {}
-                Next::Wait => return Ok(()),
+                Next::Wait => return Ok(ControlFlow::Continue(())),
+                Next::BackOff => return Ok(ControlFlow::Break(())),
                 Next::Stop(reason) => {
                     let id = task.id.clone();
                     self.stop_task(&id, reason, true);
                 }
-                Next::Start(plan) => return self.start_task(index, &plan, restored),
+                Next::Start(plan) => {
+                    self.start_task(index, &plan, restored)?;
+                    return Ok(match self.membership.unavailable() {
+                        Some(_) => ControlFlow::Break(()),
+                        None => ControlFlow::Continue(()),
+                    });
+                }
             }
         }
     }
@@ -171,20 +181,50 @@ impl StreamThread {
                 (task.id.clone(), format!("{}{fix}", chain(error)))
             })
             .collect();
-        let retry_at = self.shared.clock.elapsed() + STOPPED_RETRY;
         for (id, reason) in stops {
-            self.shared.metrics.recovery.unreadable_inputs.increment(1);
-            let task = self.tasks.find(&id).expect("the ids are those of tasks");
-            task.stop_reading(reason, retry_at);
-            self.pause_stopped(&id);
+            self.stop_reading(&id, reason);
         }
         Ok(())
     }
 
+    /// Stops the tasks with an input that was deleted and created again. What they have done since the last commit is
+    /// discarded, because it may include records of the new topic at positions of the former one.
+    pub(super) fn stop_recreated(&mut self) {
+        let recreated = self.shared.recreated().clone();
+        if recreated.is_empty() {
+            return;
+        }
+        let affected = self.tasks.iter().filter(|task| task.is_live() || task.is_recovering());
+        let affected: Vec<(TaskId, String)> = affected
+            .filter_map(|task| {
+                let mut topics = task.inputs.iter().map(|input| &input.at.topic);
+                let topic = topics.find(|topic| recreated.contains(*topic))?;
+                Some((task.id.clone(), recreated_input(topic)))
+            })
+            .collect();
+        for (id, reason) in affected {
+            let is_live = self.tasks.find(&id).is_some_and(|task| task.is_live());
+            if is_live && self.committer.open_for().is_some() {
+                self.roll_back(Abort::Failed(reason.clone()));
+            }
+            self.stop_reading(&id, reason);
+        }
+    }
+
+    /// Stops a task with an input that cannot be read.
+    fn stop_reading(&mut self, id: &TaskId, reason: String) {
+        self.shared.metrics.recovery.unreadable_inputs.increment(1);
+        let now = self.shared.clock.elapsed();
+        let task = self.tasks.find(id).expect("only tasks of this thread are stopped");
+        task.stop_reading(now, reason);
+        self.pause_stopped(id);
+    }
+
     /// Stops a task; the others continue. With `retry`, the task recovers again after a while.
     pub(super) fn stop_task(&mut self, id: &TaskId, reason: String, retry: bool) {
-        let retry_at = retry.then(|| self.shared.clock.elapsed() + STOPPED_RETRY);
+        let now = self.shared.clock.elapsed();
         let task = self.tasks.find(id).expect("only tasks of this thread are stopped");
+        let retry_at = retry.then(|| now + task.retry_delay());
         task.stop(reason, retry_at);
         self.pause_stopped(id);
     }

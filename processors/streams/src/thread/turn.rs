@@ -101,6 +101,7 @@ impl StreamThread {
             return Ok(max_wait.min(until.saturating_sub(now)));
         }
         self.membership.check_topics(now);
+        self.stop_recreated();
         self.wake_tasks()?;
         // No task recovers before the producer is ready, because `init_transactions` commits or aborts the transaction
         // of the previous producer (C5).
@@ -298,7 +299,7 @@ impl StreamThread {
 
     /// Handles an abort: discards everything since the last commit in all tasks, because they share the transaction
     /// (C7), and replaces the producer (C5). All live tasks recover.
-    fn roll_back(&mut self, abort: Abort) {
+    pub(super) fn roll_back(&mut self, abort: Abort) {
         self.shared.metrics.transactions.aborts.increment(1);
         let (mut failure, mut stop) = (None, None);
         match abort {
