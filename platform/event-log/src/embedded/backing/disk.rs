@@ -10,6 +10,8 @@
 mod engine;
 mod errors;
 mod journal;
+mod keeper;
+mod last_write;
 mod session;
 
 use super::{Backing, Cut, Persist, Recovered, Space, Visit, Writes};
@@ -18,8 +20,9 @@ use crate::embedded::format;
 use crate::{Error, Result};
 use bytes::Bytes;
 use engine::{Engine, OpenError, WriteError};
-use errors::{FIX_DISK, FREE_SPACE, Failure, io_failure, io_refused, locked, open_error, read_failed};
+use errors::{FIX_DISK, FREE_SPACE, Failure, RESTART, io_failure, io_refused, locked, lost, open_error, read_failed};
 use fjall::{LsmError, PersistMode, Readable};
+use last_write::LastWrite;
 use session::Session;
 use std::fs::{OpenOptions, TryLockError};
 use std::io;
@@ -27,22 +30,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// How often the keeper checks the database and the free space.
-const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The free space is also checked after this many bytes of writes.
 const CHECK_BYTES: u64 = 8 * 1024 * 1024;
-/// How long the keeper waits for running reads to end. If they do not end, it tries again at its next check.
-const READS_LIMIT: Duration = Duration::from_secs(2);
 /// Minimum free space for opening a failed database again. It is needed for the copy of a journal and the next flush.
 const WORK_BYTES: u64 = 96 * 1024 * 1024;
 /// Greatest default reserve.
 const RESERVE_BYTES_MAX: u64 = 128 * 1024 * 1024;
-/// Maximum pause between two openings of a database that fails again and again. A database that worked for longer than this
-/// is opened again without a pause.
-const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// A file of this size is written to find out whether the disk accepts writes.
 const PROBE_BYTES: usize = 64 * 1024;
 
@@ -54,6 +49,9 @@ enum Health {
     LowSpace(Failure),
     /// The database accepts no writes, or is closed, until it is opened again.
     Failed(Failure),
+    /// The database that was opened again lacks acknowledged batches, so it differs from the log in memory. Only a start
+    /// of the process helps: it gives the log a new epoch.
+    Lost,
 }
 
 struct Shared {
@@ -62,10 +60,13 @@ struct Shared {
     reserve_bytes: Option<u64>,
     durability: Durability,
     recovered: Recovered,
+    session: Session,
+    has_begun: AtomicBool,
     /// `None` while the database is being opened again.
     engine: RwLock<Option<Arc<Engine>>>,
-    /// Held while a batch is written, so that none is written to a journal that is being replaced.
-    writing: Mutex<()>,
+    /// Held while a batch is written, so that none is written to a journal that is being replaced. Contains the last
+    /// acknowledged write.
+    writing: Mutex<Option<LastWrite>>,
     health: Mutex<Health>,
     is_writable: AtomicBool,
     /// Sequence numbers of acknowledged batches are below this value; those of later batches are not.
@@ -81,8 +82,6 @@ struct Shared {
 /// A fjall database with one fjall keyspace for each keyspace of the log.
 pub(in crate::embedded) struct DiskBacking {
     shared: Arc<Shared>,
-    session: Session,
-    has_begun: AtomicBool,
     keeper: Option<JoinHandle<()>>,
 }
 
@@ -165,6 +164,8 @@ impl DiskBacking {
             reserve_bytes: config.reserve_bytes,
             durability: config.durability,
             recovered,
+            session,
+            has_begun: AtomicBool::new(false),
             acknowledged_below: AtomicU64::new(engine.db.seqno()),
             engine: RwLock::new(Some(Arc::new(engine))),
             writing: Mutex::default(),
@@ -182,8 +183,6 @@ impl DiskBacking {
             .map_err(|source| io_refused(dir, &source))?;
         Ok(DiskBacking {
             shared,
-            session,
-            has_begun: AtomicBool::new(false),
             keeper: Some(keeper),
         })
     }
@@ -214,16 +213,17 @@ impl Drop for DiskBacking {
             // A panic of the thread was reported when it happened.
             drop(keeper.join());
         }
-        if !self.has_begun.load(Ordering::Acquire) {
+        let shared = &self.shared;
+        if !shared.has_begun.load(Ordering::Acquire) || *lock(&shared.health) == Health::Lost {
             // The next opening detects again what the last session may have lost.
             return;
         }
         let closed = Session {
             id: Uuid::new_v4(),
             is_closed: true,
-            ..self.session.clone()
+            ..shared.session.clone()
         };
-        if let Err(error) = self.write_session(&closed, Some(&self.session)) {
+        if let Err(error) = self.write_session(&closed, Some(&shared.session)) {
             tracing::warn!(error = %error, "embedded log could not be marked as closed");
         }
     }
@@ -235,6 +235,7 @@ impl Shared {
         engine.ok_or_else(|| match &*lock(&self.health) {
             Health::LowSpace(failure) | Health::Failed(failure) => self.unavailable(attempted, failure),
             Health::Writable => self.unavailable(attempted, &reopening()),
+            Health::Lost => lost(attempted),
         })
     }
 
@@ -259,6 +260,9 @@ impl Shared {
                 Health::LowSpace(Failure { cause, fix }) | Health::Failed(Failure { cause, fix }) => {
                     tracing::error!(dir = %self.dir.display(), cause, fix, "embedded log cannot write");
                 }
+                Health::Lost => {
+                    tracing::error!(dir = %self.dir.display(), fix = RESTART, "embedded log lost acknowledged writes");
+                }
             }
         }
         self.is_writable.store(health == Health::Writable, Ordering::Release);
@@ -274,6 +278,7 @@ impl Shared {
             Health::Writable => Ok(()),
             Health::LowSpace(_) if uses_reserve => Ok(()),
             Health::LowSpace(failure) | Health::Failed(failure) => Err(self.unavailable("write a batch", failure)),
+            Health::Lost => Err(lost("write a batch")),
         }
     }
 
@@ -285,7 +290,7 @@ impl Shared {
         }
         // Check before taking the lock too, because the keeper holds it while it opens the database again.
         self.check_health(writes.uses_reserve)?;
-        let _writing = lock(&self.writing);
+        let mut last_write = lock(&self.writing);
         self.check_health(writes.uses_reserve)?;
         let engine = self.engine("write a batch")?;
         let mode = match persist {
@@ -296,6 +301,7 @@ impl Shared {
             Ok(()) => {
                 self.acknowledged_below.store(engine.db.seqno(), Ordering::Release);
                 self.unsynced.fetch_or(persist == Persist::Buffer, Ordering::AcqRel);
+                *last_write = LastWrite::of(writes);
                 Ok(())
             }
             Err(error) => {
@@ -305,6 +311,9 @@ impl Shared {
                     WriteError::Fjall(fjall::Error::Poisoned) | WriteError::NoProgress(_)
                 );
                 self.journal_failed.fetch_or(!is_untouched, Ordering::AcqRel);
+                if persist == Persist::Sync && !is_untouched {
+                    self.mark_loss();
+                }
                 let failure = self.failure(&error);
                 let error = self.unavailable("write a batch", &failure);
                 self.set(Health::Failed(failure));
@@ -375,135 +384,8 @@ impl Shared {
     fn check_space(&self) {
         let found = self.space_health();
         let mut current = lock(&self.health);
-        if !matches!(*current, Health::Failed(_)) {
+        if !matches!(*current, Health::Failed(_) | Health::Lost) {
             self.replace(&mut current, found);
-        }
-    }
-
-    /// Runs the keeper thread until the log is closed.
-    fn keep(&self) {
-        let interval = match self.durability {
-            Durability::Interval(interval) => interval.clamp(Duration::from_millis(1), CHECK_INTERVAL),
-            Durability::Os | Durability::Commit => CHECK_INTERVAL,
-        };
-        let mut synced = Instant::now();
-        // A database that fails soon after each opening writes much each time.
-        let (mut next_reopen, mut pause) = (Instant::now(), CHECK_INTERVAL);
-        let (stop, wake) = &self.stop;
-        loop {
-            let stopped = wake.wait_timeout_while(lock(stop), interval, |stop| !*stop);
-            if *stopped.unwrap_or_else(PoisonError::into_inner).0 {
-                return;
-            }
-            self.check_space();
-            let due = matches!(self.durability, Durability::Interval(interval) if synced.elapsed() >= interval);
-            let failed = matches!(&*lock(&self.health), Health::Failed(_));
-            if failed {
-                if Instant::now() < next_reopen {
-                    continue;
-                }
-                let since = Instant::now().saturating_duration_since(next_reopen);
-                pause = if since > REOPEN_PAUSE_MAX {
-                    CHECK_INTERVAL
-                } else {
-                    pause
-                };
-                if self.reopen() {
-                    next_reopen = Instant::now() + pause;
-                    pause = (pause * 2).min(REOPEN_PAUSE_MAX);
-                } else {
-                    next_reopen = Instant::now() + CHECK_INTERVAL;
-                }
-            } else if let Err(error) = self.engine("check the store").and_then(|engine| self.check(&engine)) {
-                tracing::debug!(%error, "embedded log failed in the background");
-            } else if due && self.unsynced.swap(false, Ordering::AcqRel) {
-                synced = Instant::now();
-                self.sync_in_background();
-            }
-        }
-    }
-
-    fn check(&self, engine: &Engine) -> Result<()> {
-        engine.check().map_err(|error| {
-            let failure = self.failure(&WriteError::Fjall(error));
-            let error = self.unavailable("check the store", &failure);
-            self.set(Health::Failed(failure));
-            error
-        })
-    }
-
-    /// Syncs the journal without fjall's lock, so that writers do not wait.
-    fn sync_in_background(&self) {
-        if let Err(source) = journal::sync_newest(&self.dir) {
-            // The system may have dropped pages that it could not write. Opening the database again writes them from a
-            // copy.
-            self.unsynced.store(true, Ordering::Release);
-            self.journal_failed.store(true, Ordering::Release);
-            self.set(Health::Failed(io_failure(&source)));
-        }
-    }
-
-    /// Opens the database again if the disk accepts writes. Returns whether it tried to open it, with or without success.
-    fn reopen(&self) -> bool {
-        let copies_journal = self.journal_failed.load(Ordering::Acquire);
-        // Without a copy no space is required: files of an interrupted compaction are removed only when the database is
-        // opened, so waiting for free space could wait forever.
-        if let Some(failure) = self.space_failure(Some(WORK_BYTES)).filter(|_| copies_journal) {
-            self.set(Health::Failed(failure));
-            return false;
-        }
-        if let Err(source) = self.probe() {
-            self.set(Health::Failed(io_failure(&source)));
-            return false;
-        }
-        let _writing = lock(&self.writing);
-        if copies_journal {
-            // Cut before the database is closed, so that it still serves reads if there is no space for the copy. Bytes
-            // that it writes to the old file when it is closed have no effect.
-            let below = self.acknowledged_below.load(Ordering::Acquire);
-            if let Err(source) = journal::cut_unacknowledged(&self.dir, below) {
-                self.set(Health::Failed(io_failure(&source)));
-                return false;
-            }
-        }
-        if !self.close_engine() {
-            return false;
-        }
-        self.journal_failed.store(false, Ordering::Release);
-        match Engine::open(&self.dir, self.cache_bytes) {
-            Ok(engine) => {
-                self.acknowledged_below.store(engine.db.seqno(), Ordering::Release);
-                *self.engine.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(engine));
-                self.set(self.space_health());
-            }
-            Err(error) => {
-                let cause = open_error(&self.dir, error).to_string();
-                self.set(Health::Failed(Failure { cause, fix: FIX_DISK }));
-            }
-        }
-        true
-    }
-
-    /// Closes the database. Returns false if reads do not end; a later call tries again.
-    fn close_engine(&self) -> bool {
-        let taken = self.engine.write().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(mut engine) = taken else {
-            return true;
-        };
-        let until = Instant::now() + READS_LIMIT;
-        loop {
-            match Arc::try_unwrap(engine) {
-                Ok(engine) => {
-                    drop(engine);
-                    return true;
-                }
-                Err(shared) if Instant::now() < until => engine = shared,
-                Err(shared) => {
-                    *self.engine.write().unwrap_or_else(PoisonError::into_inner) = Some(shared);
-                    return false;
-                }
-            }
-            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
@@ -568,8 +450,8 @@ impl Backing for DiskBacking {
 
     fn begin_session(&self) -> Result<()> {
         let before = Session::read(&self.shared.dir);
-        self.write_session(&self.session, before.as_ref())?;
-        self.has_begun.store(true, Ordering::Release);
+        self.write_session(&self.shared.session, before.as_ref())?;
+        self.shared.has_begun.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -577,6 +459,7 @@ impl Backing for DiskBacking {
         match &*lock(&self.shared.health) {
             Health::Writable => Ok(()),
             Health::LowSpace(failure) | Health::Failed(failure) => Err(self.shared.unavailable("write", failure)),
+            Health::Lost => Err(lost("write")),
         }
     }
 }

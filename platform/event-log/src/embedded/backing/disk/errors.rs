@@ -10,6 +10,9 @@ pub(super) const FREE_SPACE: &str = "free or add disk space; the log continues b
 pub(super) const FIX_DISK: &str =
     "see the log of the process and of the kernel; the log continues by itself once files can be written";
 
+pub(super) const RESTART: &str =
+    "restart the process; state stores, edges and devices are then rebuilt from what is left";
+
 /// Why nothing can be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Failure {
@@ -77,6 +80,14 @@ pub(super) fn read_failed(attempted: &'static str) -> impl FnOnce(fjall::Error) 
             attempted,
             source: Box::new(source),
         },
+    }
+}
+
+/// The error of each operation after acknowledged batches were lost.
+pub(super) fn lost(attempted: &'static str) -> Error {
+    Error::Storage {
+        attempted,
+        source: format!("acknowledged writes were lost when the disk failed; {RESTART}").into(),
     }
 }
 

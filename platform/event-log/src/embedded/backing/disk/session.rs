@@ -11,10 +11,14 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::Path;
+use std::process::Command;
 use uuid::Uuid;
 
 const FILE: &str = "session.json";
+/// The boot id on Linux.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// The command that prints the boot id on macOS.
+const BOOT_ID_COMMAND: [&str; 3] = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"];
 
 /// The last session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,10 +33,9 @@ pub(super) struct Session {
 
 impl Session {
     pub fn begin(durability: Durability) -> Session {
-        let boot = std::fs::read_to_string(BOOT_ID).ok();
         Session {
             id: Uuid::new_v4(),
-            boot: boot.map(|text| text.trim().to_owned()).filter(|id| !id.is_empty()),
+            boot: boot_id(),
             is_closed: false,
             syncs_commits: durability == Durability::Commit,
         }
@@ -66,6 +69,20 @@ impl Session {
             false => Some("the host was restarted without closing the log, and not every write was synced"),
         }
     }
+}
+
+/// The id of the host's boot; `None` if the system provides none. Then, every session that was not closed counts as a
+/// possible loss.
+fn boot_id() -> Option<String> {
+    let text = if cfg!(target_os = "macos") {
+        let [command, arguments @ ..] = BOOT_ID_COMMAND;
+        let printed = Command::new(command).args(arguments).output().ok()?;
+        String::from_utf8(printed.stdout).ok()?
+    } else {
+        std::fs::read_to_string(BOOT_ID).ok()?
+    };
+    let id = text.trim();
+    (!id.is_empty()).then(|| id.to_owned())
 }
 
 #[cfg(test)]
@@ -107,6 +124,13 @@ mod tests {
         let (now, other) = (session(Some("a")), Uuid::new_v4());
         assert!(last.possible_loss(&now, &[other]).is_some());
         assert!(last.possible_loss(&now, &[other, last.id]).is_none());
+    }
+
+    #[test]
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    fn boot_id_is_known_and_stays() {
+        let id = boot_id().expect("a boot id");
+        assert_eq!(boot_id(), Some(id));
     }
 
     #[test]

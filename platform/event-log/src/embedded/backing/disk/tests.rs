@@ -1,9 +1,10 @@
 //! Tests of the storage in a directory: corrupt files, interrupted sessions, and writes that fail.
 
+use super::keeper::CHECK_INTERVAL;
 use super::*;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 mod damage;
 
@@ -30,6 +31,12 @@ fn batch(space: Space, key: &str, value: &str) -> Writes {
     writes
 }
 
+/// The text of an error with its cause.
+fn full_text(error: &Error) -> String {
+    let cause = std::error::Error::source(error).map(ToString::to_string);
+    format!("{error}: {}", cause.unwrap_or_default())
+}
+
 fn put(backing: &DiskBacking, key: &str, value: &str) {
     let writes = batch(Space::Records, key, value);
     backing.commit(&writes, Persist::Buffer).expect("commit");
@@ -48,8 +55,8 @@ fn records(backing: &DiskBacking) -> BTreeMap<String, String> {
 }
 
 /// Simulates the end of a process that does not close the log.
-fn kill(mut backing: DiskBacking) {
-    backing.has_begun = AtomicBool::new(false);
+fn kill(backing: DiskBacking) {
+    backing.shared.has_begun.store(false, Ordering::SeqCst);
 }
 
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
@@ -97,6 +104,51 @@ fn unacknowledged_batch_is_gone_after_storage_failed() {
     let backing = open(dir.path());
     assert_eq!(backing.recovered().lost, None);
     assert_eq!(records(&backing).get("b").map(String::as_str), Some("2"));
+}
+
+/// The system could not write a page of the journal and dropped it, as after a failed sync.
+#[test]
+fn acknowledged_batch_that_a_failed_sync_dropped_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let backing = begin(dir.path());
+    put(&backing, "a", "1");
+    put(&backing, "b", "2");
+    let journal = dir.path().join("0.jnl");
+    let ends = journal::batch_ends(&journal);
+    let file = OpenOptions::new().write(true).open(&journal).unwrap();
+    file.set_len(ends[ends.len() - 2]).unwrap();
+    fail(&backing);
+    wait_for("a final failure", || {
+        matches!(backing.check(), Err(Error::Storage { .. }))
+    });
+    let error = backing.commit(&batch(Space::Records, "c", "3"), Persist::Buffer);
+    let text = full_text(&error.expect_err("writes are lost"));
+    assert!(text.contains("restart the process"), "{text}");
+    assert!(matches!(backing.get(Space::Records, b"a"), Err(Error::Storage { .. })));
+    // Also an orderly end does not hide the loss from the next start.
+    drop(backing);
+    let backing = begin(dir.path());
+    assert!(backing.recovered().lost.is_some());
+    assert_eq!(records(&backing), BTreeMap::from([("a".to_owned(), "1".to_owned())]));
+    kill(backing);
+    assert_eq!(open(dir.path()).recovered().lost, None);
+}
+
+#[test]
+fn process_killed_after_a_failed_sync_may_have_lost_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let backing = begin(dir.path());
+    put(&backing, "a", "1");
+    backing.shared.mark_loss();
+    kill(backing);
+    let backing = begin(dir.path());
+    assert!(backing.recovered().lost.is_some());
+    // The failure is over once the database was opened again with everything.
+    backing.shared.mark_loss();
+    fail(&backing);
+    wait_for("writing again", || backing.check().is_ok());
+    kill(backing);
+    assert_eq!(open(dir.path()).recovered().lost, None);
 }
 
 #[test]

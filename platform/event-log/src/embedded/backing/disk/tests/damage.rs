@@ -134,6 +134,56 @@ fn damaged_journal_keeps_a_prefix_of_its_batches() {
     (1..=100).for_each(check_damage);
 }
 
+/// The host crashes after a sync. Each page that was written later reached the disk or not, in any order.
+fn crash_after_sync(seed: u64) {
+    let Journal { dir, ends, mut bytes } = journal(seed);
+    let whole = records(&open(dir.path()));
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let batches = 1 + random.below(ends.len());
+    let synced = usize::try_from(ends[batches - 1]).unwrap();
+    let mut lost = String::new();
+    for page in synced / PAGE_BYTES..=bytes.len() / PAGE_BYTES {
+        let unsynced = (page * PAGE_BYTES).max(synced)..((page + 1) * PAGE_BYTES).min(bytes.len());
+        if random.below(2) == 0 && unsynced.start < unsynced.end {
+            lost += &format!(" {page}");
+            bytes[unsynced].fill(0);
+        }
+    }
+    fs::write(dir.path().join("0.jnl"), &bytes).unwrap();
+    let session = Session::read(dir.path()).expect("a session");
+    let boot = Some("another".to_owned());
+    Session { boot, ..session }.write(dir.path()).expect("write");
+    let context = format!(
+        "seed {seed}: {batches} of {} batches synced, pages lost:{lost}",
+        ends.len()
+    );
+
+    let backing = DiskBacking::open(dir.path(), &config()).unwrap_or_else(|error| panic!("{context}: {error}"));
+    assert!(backing.recovered().lost.is_some(), "{context}: the epoch changes");
+    let found = records(&backing);
+    assert!(found.len() >= batches, "{context}: {} batches left", found.len());
+    assert!(
+        found.iter().eq(whole.iter().take(found.len())),
+        "{context}: not a prefix: {:?}",
+        found.keys()
+    );
+    backing.begin_session().expect("begin a session");
+    put(&backing, "later", "x");
+    kill(backing);
+    let backing = open(dir.path());
+    assert_eq!(
+        records(&backing).len(),
+        found.len() + 1,
+        "{context}: written after the crash"
+    );
+    assert_eq!(backing.recovered().lost, None, "{context}");
+}
+
+#[test]
+fn crash_of_the_host_loses_only_a_suffix_of_what_was_not_synced() {
+    (1..=100).for_each(crash_after_sync);
+}
+
 #[test]
 fn batch_with_a_wrong_checksum_is_cut_and_kept_aside() {
     let Journal { dir, ends, mut bytes } = journal(7);
