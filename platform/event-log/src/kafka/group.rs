@@ -30,8 +30,8 @@ const WAKE_TIMEOUT: Duration = Duration::from_millis(100);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Fencing within this time after a connection failure may have been caused by this member itself: see `poll_event` …
 const SELF_FENCE_WINDOW: Duration = Duration::from_secs(60);
-/// … but the member rejoins only this many times. After that, another process uses the instance name.
-const REJOINS_MAX: usize = 3;
+/// … but only this often, for example once for each restarted broker. After that, another process uses the instance name.
+const REJOINS_MAX: usize = 6;
 
 /// What the members of one event log share.
 #[derive(Debug, Clone)]
