@@ -123,16 +123,15 @@ impl Listener {
         let tls = self.tls.clone();
         let connections = Connections::new(self.key, self.limits, tls, routes, drain.clone());
         let connections = Arc::new(connections);
-        let mut reload = tokio::time::interval(self.reload_interval);
+        if let Some(tls) = &self.tls {
+            let reload = reload_on_change(self.key, Arc::clone(tls), self.reload_interval, drain.clone());
+            connections.tasks().spawn(reload);
+        }
         let mut failing = false;
         loop {
             let accepted = tokio::select! {
                 biased;
                 () = drain.started() => break,
-                _ = reload.tick(), if self.tls.is_some() => {
-                    self.reload().await;
-                    continue;
-                }
                 accepted = accept(&self.socket, &slots) => accepted,
             };
             match accepted {
@@ -158,18 +157,33 @@ impl Listener {
             tracing::warn!(listener = self.key, left, "drain timed out, connections aborted");
         }
     }
+}
 
-    async fn reload(&self) {
-        let Some(tls) = self.tls.clone() else { return };
-        let listener = self.key;
-        match tokio::task::spawn_blocking(move || tls.reload()).await {
-            Ok(Ok(Reload::Reloaded)) => tracing::info!(listener, "TLS certificate reloaded"),
-            Ok(Ok(Reload::Unchanged)) | Err(_) => {}
-            Ok(Err(error)) => {
-                metrics::counter!("trunkline_listener_reload_failures_total", "listener" => listener).increment(1);
-                let cause = chain(&error);
-                tracing::warn!(listener, %cause, "TLS certificate not reloaded, the previous one stays in use");
-            }
+/// Reads the files of the TLS configuration again when they change, until the drain starts. Connections are accepted
+/// meanwhile, because reading a file may block, for example on a network file system.
+async fn reload_on_change(listener: &'static str, tls: Arc<Tls>, interval: Duration, drain: Drain) {
+    let mut interval = tokio::time::interval(interval);
+    loop {
+        let check = async {
+            interval.tick().await;
+            reload(listener, Arc::clone(&tls)).await;
+        };
+        tokio::select! {
+            biased;
+            () = drain.started() => return,
+            () = check => {}
+        }
+    }
+}
+
+async fn reload(listener: &'static str, tls: Arc<Tls>) {
+    match tokio::task::spawn_blocking(move || tls.reload()).await {
+        Ok(Ok(Reload::Reloaded)) => tracing::info!(listener, "TLS certificate reloaded"),
+        Ok(Ok(Reload::Unchanged)) | Err(_) => {}
+        Ok(Err(error)) => {
+            metrics::counter!("trunkline_listener_reload_failures_total", "listener" => listener).increment(1);
+            let cause = chain(&error);
+            tracing::warn!(listener, %cause, "TLS certificate not reloaded, the previous one stays in use");
         }
     }
 }

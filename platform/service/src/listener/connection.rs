@@ -1,6 +1,6 @@
 //! Serves one connection: TLS handshake, HTTP/1.1 or HTTP/2, limits and drain.
 
-use super::activity::Activity;
+use super::activity::{Activity, Expired};
 use super::bodies::{RequestBody, ResponseBody};
 use super::limits::Limits;
 use super::peer::Peer;
@@ -29,6 +29,9 @@ use tower::Service as _;
 
 /// Interval and timeout of HTTP/2 keep-alive pings. Detects clients that lost their network.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
+
+/// Time for an idle HTTP/2 connection to end after GOAWAY, and for requests that crossed it.
+const GOAWAY_LIMIT: Duration = Duration::from_secs(2);
 
 /// State that all connections of a listener share.
 pub(super) struct Connections {
@@ -157,7 +160,16 @@ impl Connections {
                     }
                     return;
                 }
-                expired = expired.as_mut() => return self.count_closed(expired.label()),
+                expired = expired.as_mut() => {
+                    self.count_closed(expired.label());
+                    if expired == Expired::Idle && !draining {
+                        // GOAWAY tells an HTTP/2 client that a request that it sends now was not processed, so that it
+                        // repeats the request on another connection.
+                        served.as_mut().graceful_shutdown();
+                        drop(tokio::time::timeout(GOAWAY_LIMIT, served.as_mut()).await);
+                    }
+                    return;
+                }
                 () = self.drain.started(), if !draining => {
                     draining = true;
                     served.as_mut().graceful_shutdown();

@@ -259,6 +259,42 @@ async fn http2_responses_arrive_whole() {
     tasks.shutdown().await;
 }
 
+/// Types of the frames that an HTTP/2 server has sent.
+fn frame_types(mut bytes: &[u8]) -> Vec<u8> {
+    let mut types = Vec::new();
+    while let [a, b, c, kind, _, _, _, _, _, rest @ ..] = bytes {
+        types.push(*kind);
+        let length = u32::from_be_bytes([0, *a, *b, *c]);
+        bytes = rest.get(usize::try_from(length).unwrap()..).unwrap_or_default();
+    }
+    types
+}
+
+#[tokio::test]
+async fn idle_and_draining_http2_connections_end_with_goaway() {
+    const GOAWAY: u8 = 7;
+    /// HEADERS of stream 1 that end it: GET / of http://x.
+    const GET: &[u8] = b"\x00\x00\x06\x01\x05\x00\x00\x00\x01\x82\x86\x84\x41\x01x";
+    for drains in [false, true] {
+        let served = Served::plain(limits());
+        let mut stream = served.connect().await;
+        stream.write_all(HTTP2).await.unwrap();
+        stream.write_all(GET).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.windows(8).any(|window| window == b"answered") {
+            let more = tokio::time::timeout(ms(5_000), stream.read_buf(&mut answer)).await;
+            assert_ne!(more.expect("an answer").unwrap(), 0, "closed");
+        }
+        if drains {
+            served.drain.start();
+        }
+        let closed = tokio::time::timeout(ms(10_000), stream.read_to_end(&mut answer)).await;
+        drop(closed.expect("the server closes the connection"));
+        let types = frame_types(&answer);
+        assert!(types.contains(&GOAWAY), "drains: {drains}, frames: {types:?}");
+    }
+}
+
 #[tokio::test]
 async fn silent_connections_make_room_for_others() {
     let served = Served::plain(Limits {
@@ -464,6 +500,49 @@ async fn changed_certificate_is_reloaded() {
         ask(&mut kept, "/").await.ends_with("answered"),
         "open connections continue"
     );
+}
+
+/// A file whose readers block, as one of a file server that does not answer. Dropping it releases them.
+struct BlockingFile(std::path::PathBuf);
+
+impl BlockingFile {
+    fn replace(path: &std::path::Path) -> Self {
+        std::fs::remove_file(path).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(path).status().unwrap();
+        assert!(made.success());
+        BlockingFile(path.to_owned())
+    }
+}
+
+impl Drop for BlockingFile {
+    fn drop(&mut self) {
+        let writer = std::fs::OpenOptions::new().read(true).write(true).open(&self.0);
+        drop(std::fs::remove_file(&self.0));
+        drop(writer);
+    }
+}
+
+#[tokio::test]
+async fn file_that_blocks_its_readers_does_not_stop_accepting() {
+    let authority = Authority::new();
+    let dir = tempfile::tempdir().unwrap();
+    let files = authority.listener_files(dir.path(), &["localhost"]);
+    let mut listener = bind().tls(Some(&files)).unwrap();
+    listener.reload_interval = ms(20);
+    let served = Served::start(listener);
+    let blocking = BlockingFile::replace(&files.key);
+    tokio::time::sleep(ms(200)).await;
+    let client = authority.client(None);
+    let answered = async {
+        let mut stream = client.connect(&served, "localhost").await.unwrap();
+        ask(&mut stream, "/").await
+    };
+    let answer = tokio::time::timeout(ms(5_000), answered).await;
+    assert!(answer.expect("connections are accepted").ends_with("answered"));
+    served.drain.start();
+    let ended = tokio::time::timeout(ms(5_000), served.tasks.join_all()).await;
+    ended.expect("the drain does not wait for the file");
+    drop(blocking);
 }
 
 #[test]
