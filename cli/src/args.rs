@@ -4,11 +4,13 @@
 
 mod connect;
 mod dlq;
+mod profile;
 mod target;
 
 pub use connect::{ConnectChange, ConnectCommand, ConnectResync, ConnectSnapshot, ConnectWait};
 pub use dlq::{Dlq, DlqCommand, DlqFilter};
-pub use target::Target;
+pub use profile::{ProfileCommand, ProfileShow, ProfileUse};
+pub use target::{DEFAULT_DATA, Target};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -79,6 +81,8 @@ pub enum Command {
     State(State),
     /// Show and control connectors: pause, resume, restart, resync, and snapshots of tables.
     Connect(Connect),
+    /// List, show and choose profiles: connections to clusters, with credentials.
+    Profile(Profile),
     /// Create a token for development.
     Token(Token),
     /// Check the log, the database and the topology, and name a fix for each problem.
@@ -527,6 +531,17 @@ pub struct Connect {
     /// Subcommand.
     #[command(subcommand)]
     pub command: ConnectCommand,
+}
+
+/// `trunkline profile`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A profile is the file NAME.toml in `trunkline/profiles` of the user's configuration directory; see docs/guides/command-line.md.\n\nExamples:\n  trunkline profile use prod\n  trunkline profile show\n  trunkline profile use --none"
+)]
+pub struct Profile {
+    /// Subcommand.
+    #[command(subcommand)]
+    pub command: ProfileCommand,
 }
 
 /// `trunkline doctor`.

@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod init;
 pub mod lag;
 pub mod offsets;
+pub mod profile;
 pub mod replay;
 pub mod run;
 pub mod shell;

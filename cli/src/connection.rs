@@ -2,14 +2,14 @@
 //!
 //! Options and configuration must not select two logs, because the credentials of one would then be sent to the other.
 
-use crate::args::Target;
+use crate::args::{DEFAULT_DATA, Target};
 use crate::config::{self, Kafka, Registry};
+use crate::profiles::{self, AdminAccess, Profile};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use service::Secret;
-use service::config::{Sources, env};
+use service::config::Sources;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What a command connects to.
 pub struct Connection {
@@ -19,30 +19,6 @@ pub struct Connection {
     pub registry: Registry,
     /// Access to admin listeners.
     pub admin: AdminAccess,
-}
-
-/// How a command accesses admin listeners; in a profile, section `client`.
-#[derive(Debug, Default, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AdminAccess {
-    /// Token for admin listeners.
-    #[serde(rename = "admin_token")]
-    pub token: Option<Secret>,
-    /// File with the token.
-    #[serde(rename = "admin_token_file")]
-    pub token_file: Option<PathBuf>,
-    /// PEM file with additional certificate authorities to trust.
-    #[serde(rename = "admin_ca")]
-    pub ca: Option<PathBuf>,
-}
-
-/// A profile.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Profile {
-    kafka: Option<Kafka>,
-    registry: Option<Registry>,
-    client: AdminAccess,
 }
 
 /// The sections of a node's configuration that a command uses.
@@ -61,7 +37,8 @@ impl Connection {
     pub fn of(target: &Target) -> Result<Self> {
         let profile = match (&target.config, &target.profile) {
             (Some(file), _) => node_sections(file)?,
-            (None, Some(name)) => profile(name)?,
+            (None, Some(name)) => profiles::read(&profiles::dir()?, name)?,
+            (None, None) if target.kafka.is_none() && target.data == Path::new(DEFAULT_DATA) => profiles::in_use()?,
             (None, None) => Profile::default(),
         };
         let kafka = match (profile.kafka, &target.kafka) {
@@ -84,25 +61,6 @@ impl Connection {
             registry,
             admin: profile.client.with(target),
         })
-    }
-}
-
-impl AdminAccess {
-    /// The options, else the values of the profile.
-    fn with(self, target: &Target) -> Self {
-        // A variable that is set but empty means that there is no token.
-        let given = target.admin_token.clone();
-        let given = given.filter(|token| !token.expose().trim().is_empty());
-        let (token, token_file) = match (given, &target.admin_token_file) {
-            (Some(token), _) => (Some(token), None),
-            (None, Some(file)) => (None, Some(file.clone())),
-            (None, None) => (self.token, self.token_file),
-        };
-        AdminAccess {
-            token,
-            token_file,
-            ca: target.admin_ca.clone().or(self.ca),
-        }
     }
 }
 
@@ -149,38 +107,6 @@ fn node_sections(file: &Path) -> Result<Profile> {
         registry,
         client: AdminAccess::default(),
     })
-}
-
-fn profile(name: &str) -> Result<Profile> {
-    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.starts_with('.') || !name.chars().all(is_name) {
-        bail!("`{name}` is not the name of a profile; use letters, digits, `-`, `_` and `.`");
-    }
-    let dir =
-        profiles_dir().context("cannot find profiles: neither XDG_CONFIG_HOME nor HOME is set; use --config FILE")?;
-    profile_in(&dir, name)
-}
-
-fn profile_in(dir: &Path, name: &str) -> Result<Profile> {
-    let file = dir.join(format!("{name}.toml"));
-    if !file.exists() {
-        bail!(
-            "there is no profile {name}; create {} (docs/guides/command-line.md), or use --config FILE",
-            file.display()
-        );
-    }
-    let cannot = || format!("cannot use the profile {name}");
-    // The environment configures a node, and its secrets must not be sent to the Kafka of a profile.
-    let sources = Sources::default().file(&file).with_context(cannot)?;
-    sources.read().with_context(cannot)
-}
-
-/// `trunkline/profiles` in the user's configuration directory.
-fn profiles_dir() -> Option<PathBuf> {
-    let set = |name| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let config = set("XDG_CONFIG_HOME").filter(|dir| dir.is_absolute());
-    let config = config.or_else(|| Some(set("HOME")?.join(".config")))?;
-    Some(config.join("trunkline").join("profiles"))
 }
 
 #[cfg(test)]

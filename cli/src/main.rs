@@ -17,6 +17,7 @@ mod operations_api;
 mod operations_client;
 mod print;
 mod processes;
+mod profiles;
 mod running_dev;
 mod state_api;
 mod time;
@@ -62,6 +63,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Offsets(offsets) => commands::offsets::run(cli.output, offsets),
         Command::State(state) => commands::state::run(cli.output, state),
         Command::Connect(connect) => commands::connect::run(cli.output, connect),
+        Command::Profile(profile) => commands::profile::run(cli.output, profile),
         Command::Token(token) => commands::token::run(cli.output, token),
         Command::Doctor(doctor) => commands::doctor::run(cli.output, doctor),
         Command::Dlq(dlq) => commands::dlq::run(cli.output, dlq),

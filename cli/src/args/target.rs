@@ -4,6 +4,9 @@ use clap::Args;
 use service::Secret;
 use std::path::PathBuf;
 
+/// Default of `--data`.
+pub const DEFAULT_DATA: &str = ".trunkline";
+
 /// The log to which a command connects.
 // The options are global, so that they can be given before and after a subcommand.
 #[derive(Debug, Clone, Args)]
@@ -38,7 +41,7 @@ pub struct Target {
     #[arg(long, global = true, value_name = "PASSWORD", env = "TRUNKLINE_REGISTRY_PASSWORD", hide_env_values = true, value_parser = secret)]
     pub registry_password: Option<Secret>,
     /// Data directory of a `trunkline dev`, which may be running or stopped.
-    #[arg(long, global = true, value_name = "DIR", default_value = ".trunkline")]
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_DATA)]
     pub data: PathBuf,
     /// Token for admin listeners. Prefer --admin-token-file or the environment variable, because other users of this
     /// machine can see command lines.

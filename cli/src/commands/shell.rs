@@ -28,7 +28,12 @@ mod tests {
     fn every_command_has_a_manual_page() {
         let dir = tempfile::tempdir().unwrap();
         manual_pages(dir.path()).unwrap();
-        for page in ["trunkline.1", "trunkline-dlq-redrive.1", "trunkline-topics-tail.1"] {
+        for page in [
+            "trunkline.1",
+            "trunkline-dlq-redrive.1",
+            "trunkline-profile-use.1",
+            "trunkline-topics-tail.1",
+        ] {
             let text = std::fs::read_to_string(dir.path().join(page)).unwrap();
             assert!(text.contains(".SH NAME"), "{page}");
         }

@@ -3,7 +3,9 @@
 use super::*;
 use crate::args::{Cli, Command};
 use clap::Parser;
+use service::Secret;
 use std::fs;
+use std::path::PathBuf;
 
 /// The options of `trunkline topics` with these arguments, and without the environment of the test.
 fn target(arguments: &[&str]) -> Target {
@@ -67,14 +69,16 @@ fn configuration_of_a_node_selects_kafka_and_registry() {
 fn profile_selects_kafka_registry_and_token() {
     let dir = tempfile::tempdir().unwrap();
     let text = "[kafka]\nbrokers = \"kafka:9093\"\n[client]\nadmin_token = \"t\"\nadmin_ca = \"ca.pem\"\n";
-    fs::write(dir.path().join("prod.toml"), text).unwrap();
-    fs::write(dir.path().join("typo.toml"), "[kafca]\nbrokers = \"kafka:9093\"\n").unwrap();
-    let profile = profile_in(dir.path(), "prod").unwrap();
+    let files = dir.path().join("profiles");
+    fs::create_dir(&files).unwrap();
+    fs::write(files.join("prod.toml"), text).unwrap();
+    fs::write(files.join("typo.toml"), "[kafca]\nbrokers = \"kafka:9093\"\n").unwrap();
+    let profile = profiles::read(dir.path(), "prod").unwrap();
     assert_eq!(profile.kafka.unwrap().brokers, "kafka:9093");
     let access = profile.client.with(&target(&["--admin-ca", "mine.pem"]));
     assert_eq!(access.token.as_ref().map(Secret::expose), Some("t"));
     assert_eq!(access.ca, Some(PathBuf::from("mine.pem")));
-    let error = |name: &str| format!("{:#}", profile_in(dir.path(), name).err().unwrap());
+    let error = |name: &str| format!("{:#}", profiles::read(dir.path(), name).err().unwrap());
     assert!(
         error("stage").contains("there is no profile stage"),
         "{}",
