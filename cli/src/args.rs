@@ -319,6 +319,9 @@ pub struct Lag {
     /// Only this consumer group. Default: all.
     #[arg(long)]
     pub group: Option<String>,
+    /// Also show the consumer groups of this topology that have never run, with everything that they have to read.
+    #[arg(long, value_name = "FILE")]
+    pub topology: Option<PathBuf>,
 }
 
 /// `trunkline replay`.

@@ -10,6 +10,7 @@ use axum::extract::rejection::JsonRejection;
 use axum::response::Response as HttpResponse;
 use axum::{Extension, Json};
 use event_log::{EventLog, SharedEventLog, TopicPartition};
+use operations::lag::DeclaredInput;
 use operations::replay::{Job, RangeBound};
 use operations::tail::{self, Tail, TailStart};
 use operations::{Decoder, FetchSchema, dead_letters, lag, replay, topics};
@@ -39,8 +40,8 @@ pub enum Request {
     Topic(String),
     /// Read records.
     Tail(TailRequest),
-    /// Measure the lag of one consumer group, or of all.
-    Lag(Option<String>),
+    /// Measure the lag of consumer groups.
+    Lag(LagRequest),
     /// Copy records to another topic.
     Replay(ReplayRequest),
     /// Show or change the offsets of a task.
@@ -81,6 +82,16 @@ impl Request {
             Request::Offsets(_) | Request::Replay(_) | Request::Redrive(_) => Role::Operator,
         }
     }
+}
+
+/// Which lag to measure.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct LagRequest {
+    /// One group; `None` for all groups.
+    pub group: Option<String>,
+    /// Inputs of groups that may never have run.
+    #[serde(default)]
+    pub declared: Vec<DeclaredInput>,
 }
 
 /// State of the log.
@@ -272,9 +283,10 @@ impl Operations {
             Request::Log => respond(item(&LogState::of(log))),
             Request::Topics => topics::list(log)?.iter().all(|topic| respond(item(topic))),
             Request::Topic(topic) => respond(item(&topics::show(log, &topic)?)),
-            Request::Lag(group) => lag::measure(log, group.as_deref(), self.clock.now_ms())?
-                .iter()
-                .all(|lag| respond(item(lag))),
+            Request::Lag(LagRequest { group, declared }) => {
+                let lags = lag::measure(log, group.as_deref(), &declared, self.clock.now_ms())?;
+                lags.iter().all(|lag| respond(item(lag)))
+            }
             Request::Tail(request) => {
                 let stopped = std::cell::Cell::new(false);
                 let mut decoder = Decoder::new(self.fetch.clone());

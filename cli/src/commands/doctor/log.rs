@@ -1,7 +1,7 @@
 //! Checks of the log: reachability, topics, dead letters, tables and lag.
 
 use super::finding::{Finding, bad, good, warning};
-use crate::operations_api::{LogState, Position, Request, TailRequest};
+use crate::operations_api::{LagRequest, LogState, Position, Request, TailRequest};
 use crate::operations_client::Client;
 use crate::print;
 use serde_json::Value;
@@ -179,7 +179,7 @@ fn check_tables(client: &Client, positions: String, source: &str) -> Vec<Finding
 }
 
 fn check_lag(client: &Client) -> Finding {
-    let lags = match client.collect(Request::Lag(None)) {
+    let lags = match client.collect(Request::Lag(LagRequest::default())) {
         Ok(lags) => lags,
         Err(error) => return bad("lag", format!("{error:#}"), "trunkline lag"),
     };
