@@ -2,69 +2,27 @@
 
 use crate::processes::Processes;
 use anyhow::{Context, Result, bail};
-use connectors::status::{Alarm, TableProgress};
-use serde::{Deserialize, Serialize};
+use connectors::status;
+use serde::Serialize;
 use serde_json::Value;
 
 /// State of a connector, as its process reports it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Report {
-    /// Its name.
-    pub connector: String,
-    /// The exact state.
-    pub state: String,
-    /// Why it does not work.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cause: Option<String>,
-    /// The fix.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fix: Option<String>,
-    /// The stored position.
-    pub position: String,
-    /// Records published by the process.
-    pub records_total: u64,
-    /// Bytes that are not acknowledged yet.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lag_bytes: Option<u64>,
-    /// Bytes of write-ahead log that the database retains for the connector.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub retained_bytes: Option<u64>,
-    /// A problem beside the state, which readiness shows too.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub alarm: Option<Alarm>,
-    /// What operators have requested: running, paused or stopped.
-    pub target: String,
-    /// Progress of a snapshot.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub progress: Option<String>,
-    /// Tables whose requested snapshot waits.
-    #[serde(default)]
-    pub pending_snapshots: Vec<String>,
-    /// Its tables.
-    pub tables: Vec<Table>,
-}
+pub type Report = status::Report<String, String, String>;
 
 /// State of a table.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Table {
-    /// Its name.
-    pub table: String,
-    /// Its state.
-    pub state: String,
-    /// Why it needs a snapshot.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cause: Option<String>,
-    /// The fix.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fix: Option<String>,
-    /// Progress of its snapshot, while one is running.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub progress: Option<TableProgress>,
+pub type Table = status::TableReport<String>;
+
+/// What operators read from the state of a table.
+pub trait TableHealth {
+    /// Why it needs a snapshot, or the progress of its snapshot.
+    fn detail(&self) -> Option<String>;
+
+    /// Whether its changes are skipped.
+    fn needs_snapshot(&self) -> bool;
 }
 
-impl Table {
-    /// Why it needs a snapshot, or the progress of its snapshot.
-    pub fn detail(&self) -> Option<String> {
+impl TableHealth for Table {
+    fn detail(&self) -> Option<String> {
         let progress = self.progress.map(|progress| match progress.rows_estimated {
             Some(all) => format!("{} of about {all} rows", progress.rows),
             None => format!("{} rows", progress.rows),
@@ -72,8 +30,7 @@ impl Table {
         self.cause.clone().or(progress)
     }
 
-    /// Whether its changes are skipped.
-    pub fn needs_snapshot(&self) -> bool {
+    fn needs_snapshot(&self) -> bool {
         self.state == "NEEDS_SNAPSHOT"
     }
 }
@@ -90,9 +47,17 @@ pub enum Level {
     Bad,
 }
 
-impl Report {
+/// What operators read from the state of a connector.
+pub trait Health {
     /// How serious the state of the connector is, without its tables.
-    pub fn level(&self) -> Level {
+    fn level(&self) -> Level;
+
+    /// Whether the connector and all its tables work, or an operator has paused it, and there is no other problem.
+    fn is_healthy(&self) -> bool;
+}
+
+impl Health for Report {
+    fn level(&self) -> Level {
         match self.state.as_str() {
             "RUNNING" | "SNAPSHOTTING" => Level::Ok,
             "PAUSED" => Level::Warn,
@@ -100,9 +65,8 @@ impl Report {
         }
     }
 
-    /// Whether the connector and all its tables work, or an operator has paused it, and there is no other problem.
-    pub fn is_healthy(&self) -> bool {
-        self.level() < Level::Bad && self.alarm.is_none() && !self.tables.iter().any(Table::needs_snapshot)
+    fn is_healthy(&self) -> bool {
+        self.level() < Level::Bad && self.alarm.is_none() && !self.tables.iter().any(TableHealth::needs_snapshot)
     }
 }
 
@@ -205,6 +169,7 @@ fn report_of(url: &str, status: &Value) -> Result<Found> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use connectors::status::{Alarm, TableProgress};
 
     fn found(at: &str, name: &str, state: &str) -> Found {
         let report = serde_json::json!({
@@ -231,6 +196,17 @@ mod tests {
         let error = connectors.named("shp").unwrap_err().to_string();
         let expected = "no process runs a connector `shp`; running connectors: shop, x; cannot reach d";
         assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn states_of_a_newer_process_are_read() {
+        let report = serde_json::json!({
+            "connector": "shop", "state": "MIGRATING", "position": "", "records_total": 0, "target": "drained",
+            "tables": [{ "table": "orders", "state": "MOVING" }], "more": true,
+        });
+        let read: Report = serde_json::from_value(report).unwrap();
+        assert_eq!((read.state.as_str(), read.target.as_str()), ("MIGRATING", "drained"));
+        assert_eq!((read.level(), read.tables[0].needs_snapshot()), (Level::Bad, false));
     }
 
     #[test]

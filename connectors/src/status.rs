@@ -3,6 +3,7 @@
 //! Reading the state never waits for the connector.
 
 use crate::commands::{self, Command, CommandError, DesiredState, Inbox, Reply, Target, Waiting};
+use serde::{Deserialize, Serialize};
 use service::Component;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
@@ -98,13 +99,13 @@ pub struct TableProgress {
     pub rows_estimated: Option<u64>,
 }
 
-/// The state of a table.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct TableReport {
+/// The state of a table. A client reads the state as text, so that it also reads states that it does not know.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct TableReport<T = TableState> {
     /// The table.
     pub table: String,
     /// Its state.
-    pub state: TableState,
+    pub state: T,
     /// Why it needs a snapshot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
@@ -116,13 +117,18 @@ pub struct TableReport {
     pub progress: Option<TableProgress>,
 }
 
-/// A snapshot of a connector's state.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Report {
+/// A snapshot of a connector's state. A client reads state, target and states of tables as text, so that it also reads those
+/// of a newer process.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(bound(
+    serialize = "S: Serialize, T: Serialize, G: Serialize",
+    deserialize = "S: Deserialize<'de>, T: Deserialize<'de>, G: Deserialize<'de>"
+))]
+pub struct Report<S = State, T = TableState, G = Target> {
     /// The connector.
     pub connector: String,
     /// Its state.
-    pub state: State,
+    pub state: S,
     /// Why the connector is not running: the error with its causes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
@@ -143,16 +149,16 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alarm: Option<Alarm>,
     /// What operators have requested. A connector can fail while it should run.
-    pub target: Target,
+    pub target: G,
     /// Progress of a snapshot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<String>,
     /// Tables whose requested snapshot waits until the source is open.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pending_snapshots: Vec<String>,
     /// State of each table.
-    #[serde(serialize_with = "serialize_tables")]
-    pub tables: Arc<[TableReport]>,
+    #[serde(serialize_with = "serialize_tables", deserialize_with = "deserialize_tables")]
+    pub tables: Arc<[TableReport<T>]>,
 }
 
 /// A problem beside the state of a connector.
@@ -164,8 +170,17 @@ pub struct Alarm {
     pub fix: String,
 }
 
-fn serialize_tables<S: serde::Serializer>(tables: &Arc<[TableReport]>, serializer: S) -> Result<S::Ok, S::Error> {
+fn serialize_tables<T: Serialize, S: serde::Serializer>(
+    tables: &Arc<[TableReport<T>]>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(tables.iter())
+}
+
+fn deserialize_tables<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Arc<[TableReport<T>]>, D::Error> {
+    Vec::deserialize(deserializer).map(Arc::from)
 }
 
 /// Handle to observe and control a running connector. Cheap to clone.

@@ -3,7 +3,7 @@
 mod waiting;
 
 use crate::args::{self, ConnectChange, ConnectCommand, ConnectResync, ConnectSnapshot, Output};
-use crate::connectors_client::{Connectors, Found, Level, Table};
+use crate::connectors_client::{Connectors, Found, Health as _, Level, Table, TableHealth as _};
 use crate::exit::Failed;
 use crate::print;
 use crate::processes::Processes;

@@ -1,6 +1,6 @@
 //! Waits until a connector has reached a state, and shows the progress on stderr.
 
-use crate::connectors_client::{self, Found, Level, Report, Table};
+use crate::connectors_client::{self, Found, Health as _, Level, Report, Table, TableHealth as _};
 use crate::processes::Processes;
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;

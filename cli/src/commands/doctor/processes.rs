@@ -1,7 +1,7 @@
 //! Checks of processes: their readiness, and the connectors that they run.
 
 use super::finding::{Finding, bad, good, new, warning};
-use crate::connectors_client::{self, Found, Level};
+use crate::connectors_client::{self, Found, Health as _, Level, TableHealth as _};
 use crate::processes::{Announced, Processes};
 use anyhow::Result;
 use serde_json::Value;
