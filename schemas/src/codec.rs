@@ -6,6 +6,7 @@
 pub(crate) mod decode;
 pub(crate) mod encode;
 mod from_json;
+mod from_json_text;
 mod methods;
 mod project;
 mod resolve;
@@ -13,6 +14,7 @@ mod resolve;
 pub use decode::DecodeError;
 pub use encode::EncodeError;
 pub use from_json::JsonError;
+pub use from_json_text::UnknownFields;
 pub use project::{ProjectError, Projection};
 
 use std::fmt;

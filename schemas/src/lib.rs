@@ -12,6 +12,7 @@ pub mod headers;
 pub mod ids;
 pub mod json;
 pub mod key;
+mod pg_text;
 pub mod pg_types;
 mod portable_json;
 pub mod schema;

@@ -6,7 +6,7 @@
 use super::encode::{write_bytes, write_length, write_long};
 use super::{DEPTH_MAX, Step, write_path};
 use crate::schema::{Field, Kind, Logical, Record, Schema, TypeId};
-use crate::time;
+use crate::{pg_text, time};
 use base64::Engine as _;
 use serde_json::Value;
 use std::fmt;
@@ -41,10 +41,10 @@ impl fmt::Display for JsonError {
 
 impl std::error::Error for JsonError {}
 
-type Failure = Box<JsonError>;
+pub(super) type Failure = Box<JsonError>;
 
 #[cold]
-fn failure(reason: impl Into<String>) -> Failure {
+pub(super) fn failure(reason: impl Into<String>) -> Failure {
     Box::new(JsonError {
         steps: Vec::new(),
         reason: reason.into(),
@@ -52,7 +52,7 @@ fn failure(reason: impl Into<String>) -> Failure {
 }
 
 #[cold]
-fn within(mut failure: Failure, step: Step) -> Failure {
+pub(super) fn within(mut failure: Failure, step: Step) -> Failure {
     failure.steps.push(step);
     failure
 }
@@ -102,6 +102,10 @@ impl Writer<'_> {
             (Kind::Float | Kind::Double, Value::Number(_) | Value::String(_)) => self.float(id, value, out),
             (Kind::String, Value::String(text)) => {
                 if ty.logical == Some(Logical::Uuid) && uuid::Uuid::try_parse(text).is_err() {
+                    return Err(self.mismatch(id, value));
+                }
+                let pg_type = ty.pg.as_deref().filter(|_| self.dialect == Dialect::Row);
+                if pg_type.is_some_and(|pg_type| !pg_text::is_value(pg_type, text)) {
                     return Err(self.mismatch(id, value));
                 }
                 write_bytes(out, text.as_bytes());
@@ -192,21 +196,12 @@ impl Writer<'_> {
         let unknown = object
             .keys()
             .find(|key| record.fields.iter().all(|field| field.column() != key.as_str()));
-        let fields: Vec<&str> = record.fields.iter().map(Field::column).collect();
-        let reason = format!(
-            "is not a field of {}; its fields are {}",
-            record.name.full,
-            fields.join(", ")
-        );
-        Err(within(
-            failure(reason),
-            Step::Field(unknown.cloned().unwrap_or_default()),
-        ))
+        Err(unknown_field(record, unknown.cloned().unwrap_or_default()))
     }
 
     /// Requests may omit nullable fields. In the defaults of a schema, records must be complete.
     fn is_optional(&self, field: &Field) -> bool {
-        self.dialect == Dialect::Row && matches!(self.schema.ty(field.ty).kind, Kind::Optional { .. })
+        self.dialect == Dialect::Row && is_absent_allowed(self.schema, field)
     }
 
     /// Encodes with the first branch that accepts the value. If the value is ambiguous, Avro's JSON encoding
@@ -342,6 +337,9 @@ impl Writer<'_> {
 
     fn expected(&self, id: TypeId) -> String {
         let ty = self.schema.ty(id);
+        if let Some((pg_type, example)) = ty.pg.as_deref().and_then(|pg| Some((pg, pg_text::example(pg)?))) {
+            return format!("{pg_type}, such as \"{example}\"");
+        }
         let hint = match (&ty.kind, ty.logical) {
             _ if self.dialect == Dialect::Default => "",
             (_, Some(Logical::Date)) => " (YYYY-MM-DD)",
@@ -353,6 +351,23 @@ impl Writer<'_> {
         };
         format!("{}{hint}", self.schema.describe(id))
     }
+}
+
+/// Whether a request may omit a field without a default: it is null then.
+pub(super) fn is_absent_allowed(schema: &Schema, field: &Field) -> bool {
+    matches!(schema.ty(field.ty).kind, Kind::Optional { .. })
+}
+
+/// The error for a field that the record does not have.
+#[cold]
+pub(super) fn unknown_field(record: &Record, name: String) -> Failure {
+    let fields: Vec<&str> = record.fields.iter().map(Field::column).collect();
+    let reason = format!(
+        "is not a field of {}; its fields are {}",
+        record.name.full,
+        fields.join(", ")
+    );
+    within(failure(reason), Step::Field(name))
 }
 
 fn fixed_size(kind: &Kind) -> Option<usize> {

@@ -5,9 +5,11 @@
 use super::decode::{DecodeError, Reader};
 use super::encode::{self, EncodeError, Encoder};
 use super::from_json::{Dialect, JsonError, Writer};
+use super::from_json_text::{TextWriter, UnknownFields};
 use super::{Datum, Row};
 use crate::schema::{Kind, Schema, TypeId};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 impl Schema {
     /// Decodes the body of a record into its fields, in order. `row` is cleared first.
@@ -91,6 +93,28 @@ impl Schema {
             dialect: Dialect::Row,
         };
         writer.value(ty, value, out, 0).map_err(|e| {
+            out.truncate(from);
+            *e
+        })
+    }
+
+    /// Like [`Schema::encode_json`], for the text of a value. `json` columns keep their text.
+    ///
+    /// # Errors
+    /// [`JsonError`] with the path of the first mismatch.
+    pub fn encode_json_text(
+        &self,
+        text: &RawValue,
+        unknown: UnknownFields,
+        out: &mut Vec<u8>,
+    ) -> Result<(), JsonError> {
+        let from = out.len();
+        let values = Writer {
+            schema: self,
+            dialect: Dialect::Row,
+        };
+        let writer = TextWriter { values, unknown };
+        writer.value(self.root(), text, out, 0).map_err(|e| {
             out.truncate(from);
             *e
         })
