@@ -73,12 +73,12 @@ fn run(cli: &Cli) -> Result<()> {
 }
 
 fn start_logs(cli: &Cli) -> Result<()> {
-    let is_service = matches!(cli.command, Command::Dev(_) | Command::Run(_));
     let level = cli.log.clone().unwrap_or_else(|| {
-        if is_service {
-            "info,fjall=warn,lsm_tree=warn,sled=warn"
-        } else {
-            "warn"
+        match cli.command {
+            // The sample posts orders, each of which would write an audit line.
+            Command::Dev(_) => "info,audit=warn,fjall=warn,lsm_tree=warn,sled=warn",
+            Command::Run(_) => "info,fjall=warn,lsm_tree=warn,sled=warn",
+            _ => "warn",
         }
         .to_owned()
     });

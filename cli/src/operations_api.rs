@@ -17,7 +17,7 @@ use operations::{Decoder, FetchSchema, dead_letters, lag, replay, topics};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use service::access::{Caller, Role};
-use service::admin::{Access, Endpoint, Routes};
+use service::admin::{Access, Endpoint, Routes, Success};
 use service::{Problem, SharedClock, problem};
 use std::sync::{Arc, OnceLock};
 use streams::offsets;
@@ -324,9 +324,33 @@ impl Operations {
 /// The operations of a process, which exist once its log is open.
 pub type SharedOperations = Arc<OnceLock<Operations>>;
 
+const LINES: &[Success] = &[Success::text(
+    200,
+    "JSON lines: `item`, `progress` or `error`",
+    "application/x-ndjson",
+)];
+
 /// The route of the admin listener. Requests that change something require more than the role of the route.
 pub fn routes(operations: SharedOperations) -> Routes {
-    Routes::new().route(Endpoint::post(PATH, Access::Role(Role::Viewer)), handle, operations)
+    let endpoint = Endpoint::post(PATH, Access::Role(Role::Viewer))
+        .summary("Execute an operation of the command line. What changes something requires the role operator")
+        .body("Operation")
+        .answers(LINES)
+        .errors(&[400, 413, 503]);
+    let names = serde_json::json!({
+        "log": "viewer", "topics": "viewer", "topic": "viewer", "tail": "viewer", "lag": "viewer",
+        "dead_letter_topics": "viewer", "dead_letters": "viewer",
+        "offsets": "operator unless the action is `show`", "replay": "operator unless `dry_run`",
+        "redrive": "operator unless `dry_run`",
+    });
+    let schema = serde_json::json!({
+        "description": "The name of an operation, or an object with the name and its parameters. This interface belongs to \
+                        the command line of the same version and may change",
+        "x-trunkline-roles": names,
+    });
+    Routes::new()
+        .route(endpoint, handle, operations)
+        .schema("Operation", schema)
 }
 
 fn tail_of(request: TailRequest) -> Tail {
@@ -436,7 +460,7 @@ async fn handle(
     };
     if request.role() > Role::Viewer {
         // Log the request without its values, because a key is data.
-        tracing::info!(token = %caller.name, operation = request.name(), "operation requested");
+        tracing::info!(target: "audit", token = %caller.name, operation = request.name(), "operation requested");
     }
     let (sender, receiver) = mpsc::channel::<Response>(64);
     tokio::task::spawn_blocking(move || {

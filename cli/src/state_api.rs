@@ -15,7 +15,7 @@ use reqwest::Url;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use service::access::Role;
-use service::admin::{Access, Endpoint, Routes};
+use service::admin::{Access, Endpoint, Parameter, Routes, Success};
 use service::problem::{BAD_REQUEST, INTERNAL, Kind, UNAVAILABLE};
 use service::{Problem, chain};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -89,12 +89,46 @@ pub type SharedProcessors = Arc<OnceLock<RunningProcessors>>;
 /// The routes: `/v1/state`, `/v1/state/{processor}/{store}?key=` and `/v1/state/{processor}/{store}/scan`.
 pub fn routes(running: SharedProcessors) -> Routes {
     let viewer = Access::Role(Role::Viewer);
-    let (row, rows) = ("/v1/state/{processor}/{store}", "/v1/state/{processor}/{store}/scan");
+    let all = Endpoint::get(PATH, viewer)
+        .summary("List the processors of the process, their stores and tasks")
+        .answers(PROCESSORS)
+        .errors(&[503]);
+    let row = Endpoint::get("/v1/state/{processor}/{store}", viewer)
+        .summary("Get the row with a key")
+        .query(KEY)
+        .answers(FOUND)
+        .errors(&[400, 404, 500, 503]);
+    let rows = Endpoint::get("/v1/state/{processor}/{store}/scan", viewer)
+        .summary("List rows of a partition")
+        .query(RANGE)
+        .answers(FOUND)
+        .errors(&[400, 404, 500, 503]);
     Routes::new()
-        .route(Endpoint::get(PATH, viewer), list, running.clone())
-        .route(Endpoint::get(row, viewer), get_row, running.clone())
-        .route(Endpoint::get(rows, viewer), scan, running)
+        .route(all, list, running.clone())
+        .route(row, get_row, running.clone())
+        .route(rows, scan, running)
 }
+
+const KEY: &[Parameter] = &[
+    Parameter::required("key", "string", "State key"),
+    Parameter::optional(
+        "partition",
+        "integer",
+        "Partition of the task; default: that of the key",
+    ),
+];
+const RANGE: &[Parameter] = &[
+    Parameter::required("partition", "integer", "Partition of the task"),
+    Parameter::optional("prefix", "string", "Start of the state keys"),
+    Parameter::optional("after", "string", "Last state key of the previous answer"),
+    Parameter::optional("limit", "integer", "Maximum number of rows; default 100"),
+];
+const PROCESSORS: &[Success] = &[Success::text(200, "The processors", "application/json")];
+/// Answers to a query.
+const FOUND: &[Success] = &[
+    Success::text(200, "The rows", "application/json"),
+    Success::empty(307, "Another process has the task; Location is the URL there"),
+];
 
 fn opened(running: &SharedProcessors) -> Result<RunningProcessors, Box<Problem>> {
     let opened = running.get().cloned();

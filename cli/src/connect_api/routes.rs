@@ -11,7 +11,7 @@ use connectors::status::State as ConnectorState;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use service::access::{Caller, Role};
-use service::admin::{Access, Endpoint, Routes};
+use service::admin::{Access, Endpoint, Parameter, Routes, Success};
 use service::{Problem, problem};
 use std::time::Duration;
 
@@ -20,48 +20,201 @@ const STORED_LIMIT: Duration = Duration::from_secs(10);
 /// The same for a snapshot, which is stored with the next position of the source.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(30);
 
-/// Path of the connectors on the admin listener.
-const PATH: &str = "/connectors";
-const CONNECTOR: &str = "/connectors/{name}";
-const CONFIG: &str = "/connectors/{name}/config";
-const OFFSETS: &str = "/connectors/{name}/offsets";
-const TASKS: &str = "/connectors/{name}/tasks";
-
 /// The routes.
 pub fn routes(worker: Worker) -> Routes {
-    let (viewer, operator) = (Access::Role(Role::Viewer), Access::Role(Role::Operator));
-    let at = |path: &'static str| Endpoint::put(path, operator);
-    let post = |path: &'static str| Endpoint::post(path, operator);
+    let routes = readers(&worker).merge(rejected(&worker)).merge(commands(&worker));
+    routes.merge(reading(&worker)).schema(
+        "SnapshotRequest",
+        json!({
+            "type": "object",
+            "properties": { "tables": { "type": "array", "items": { "type": "string" } } },
+            "description": "Empty: all tables that need a snapshot",
+        }),
+    )
+}
+
+fn readers(worker: &Worker) -> Routes {
+    let shared = || worker.clone();
     Routes::new()
-        .route(Endpoint::get(PATH, viewer), list, worker.clone())
-        .route(post(PATH), declared, worker.clone())
-        .route(Endpoint::get(CONNECTOR, viewer), info, worker.clone())
-        .route(Endpoint::delete(CONNECTOR, operator), declared, worker.clone())
-        .route(Endpoint::get(CONFIG, viewer), config, worker.clone())
-        .route(at(CONFIG), declared, worker.clone())
         .route(
-            Endpoint::get("/connectors/{name}/status", viewer),
+            read("/connectors", "List the connectors of the process").query(EXPAND),
+            list,
+            shared(),
+        )
+        .route(read("/connectors/{name}", "Get a connector"), info, shared())
+        .route(
+            read(
+                "/connectors/{name}/config",
+                "Get the configuration of a connector, without credentials",
+            ),
+            config,
+            shared(),
+        )
+        .route(
+            read(
+                "/connectors/{name}/status",
+                "Get the state of a connector, with cause and fix",
+            ),
             status,
-            worker.clone(),
+            shared(),
         )
-        .route(Endpoint::get(TASKS, viewer), tasks, worker.clone())
         .route(
-            Endpoint::get("/connectors/{name}/tasks/{task}/status", viewer),
+            read("/connectors/{name}/tasks", "List the task of a connector"),
+            tasks,
+            shared(),
+        )
+        .route(
+            read("/connectors/{name}/tasks/{task}/status", "Get the state of the task"),
             task_status,
-            worker.clone(),
+            shared(),
         )
-        .route(Endpoint::get(OFFSETS, viewer), offsets, worker.clone())
-        .route(at("/connectors/{name}/pause"), pause, worker.clone())
-        .route(at("/connectors/{name}/stop"), stop, worker.clone())
-        .route(at("/connectors/{name}/resume"), resume, worker.clone())
-        .route(post("/connectors/{name}/restart"), restart, worker.clone())
         .route(
-            post("/connectors/{name}/tasks/{task}/restart"),
-            restart_task,
-            worker.clone(),
+            read("/connectors/{name}/offsets", "Get the stored position"),
+            offsets,
+            shared(),
         )
-        .route(post("/connectors/{name}/resync"), resync, worker.clone())
-        .route(post("/connectors/{name}/snapshot"), snapshot, worker)
+}
+
+/// Routes of Kafka Connect for connectors that are not declared.
+fn rejected(worker: &Worker) -> Routes {
+    let shared = || worker.clone();
+    Routes::new()
+        .route(
+            declared_only(
+                Endpoint::post("/connectors", OPERATOR),
+                "Rejected: connectors are declared",
+            ),
+            declared,
+            shared(),
+        )
+        .route(
+            declared_only(
+                Endpoint::delete("/connectors/{name}", OPERATOR),
+                "Rejected: connectors are declared",
+            ),
+            declared,
+            shared(),
+        )
+        .route(
+            declared_only(
+                Endpoint::put("/connectors/{name}/config", OPERATOR),
+                "Rejected: connectors are declared",
+            ),
+            declared,
+            shared(),
+        )
+}
+
+fn commands(worker: &Worker) -> Routes {
+    let shared = || worker.clone();
+    Routes::new()
+        .route(
+            change(Endpoint::put("/connectors/{name}/pause", OPERATOR), "Pause a connector").answers(ACCEPTED),
+            pause,
+            shared(),
+        )
+        .route(
+            change(
+                Endpoint::put("/connectors/{name}/stop", OPERATOR),
+                "Pause a connector; its state is STOPPED",
+            )
+            .answers(DONE),
+            stop,
+            shared(),
+        )
+        .route(
+            change(
+                Endpoint::put("/connectors/{name}/resume", OPERATOR),
+                "Resume a connector",
+            )
+            .answers(ACCEPTED),
+            resume,
+            shared(),
+        )
+        .route(
+            change(
+                Endpoint::post("/connectors/{name}/restart", OPERATOR),
+                "Restart a connector",
+            )
+            .query(RESTART)
+            .answers(RESTARTED),
+            restart,
+            shared(),
+        )
+        .route(
+            change(
+                Endpoint::post("/connectors/{name}/tasks/{task}/restart", OPERATOR),
+                "Restart the task",
+            )
+            .answers(DONE),
+            restart_task,
+            shared(),
+        )
+}
+
+/// Commands that read a source again.
+fn reading(worker: &Worker) -> Routes {
+    let shared = || worker.clone();
+    Routes::new()
+        .route(
+            change(
+                Endpoint::post("/connectors/{name}/resync", OPERATOR),
+                "Read the source again under a new source epoch",
+            )
+            .answers(STATUS),
+            resync,
+            shared(),
+        )
+        .route(
+            change(
+                Endpoint::post("/connectors/{name}/snapshot", OPERATOR),
+                "Read tables again while streaming continues",
+            )
+            .body("SnapshotRequest")
+            .answers(STATUS),
+            snapshot,
+            shared(),
+        )
+}
+
+const VIEWER: Access = Access::Role(Role::Viewer);
+const OPERATOR: Access = Access::Role(Role::Operator);
+const EXPAND: &[Parameter] = &[Parameter::optional(
+    "expand",
+    "string",
+    "`status` or `info`, may be repeated: an object by name",
+)];
+const RESTART: &[Parameter] = &[
+    Parameter::optional("includeTasks", "boolean", "Answer with the status"),
+    Parameter::optional(
+        "onlyFailed",
+        "boolean",
+        "Only if the connector has failed; answer with the status",
+    ),
+];
+const FOUND: &[Success] = &[Success::text(200, "As Kafka Connect answers", "application/json")];
+const ACCEPTED: &[Success] = &[Success::empty(202, "Stored")];
+const DONE: &[Success] = &[Success::empty(204, "Stored")];
+const STATUS: &[Success] = &[Success::text(202, "Stored", "application/json")];
+const RESTARTED: &[Success] = &[
+    Success::empty(204, "Stored"),
+    Success::text(202, "Stored; the status", "application/json"),
+];
+
+const fn read(path: &'static str, summary: &'static str) -> Endpoint {
+    Endpoint::get(path, VIEWER)
+        .summary(summary)
+        .answers(FOUND)
+        .errors(&[400, 404, 503])
+}
+
+const fn change(endpoint: Endpoint, summary: &'static str) -> Endpoint {
+    endpoint.summary(summary).errors(&[400, 404, 409, 503])
+}
+
+/// A route of Kafka Connect that is always rejected.
+const fn declared_only(endpoint: Endpoint, summary: &'static str) -> Endpoint {
+    endpoint.summary(summary).errors(&[409])
 }
 
 type Name = Result<Path<String>, PathRejection>;

@@ -14,7 +14,7 @@ use tower::ServiceExt;
 
 /// Method, path and minimum role of each route; `None` for everyone. A new route must be added here and to the table of
 /// roles in docs/guides/listeners.md.
-const ROUTES: [(&str, &str, Option<Access>); 24] = [
+const ROUTES: [(&str, &str, Option<Access>); 25] = [
     ("GET", "/healthz", None),
     ("GET", "/readyz", None),
     ("GET", "/metrics", Some(Access::Metrics)),
@@ -23,15 +23,15 @@ const ROUTES: [(&str, &str, Option<Access>); 24] = [
     ("GET", "/v1/state/{processor}/{store}", Some(Access::Viewer)),
     ("GET", "/v1/state/{processor}/{store}/scan", Some(Access::Viewer)),
     ("GET", "/connectors", Some(Access::Viewer)),
-    ("POST", "/connectors", Some(Access::Operator)),
     ("GET", "/connectors/{name}", Some(Access::Viewer)),
-    ("DELETE", "/connectors/{name}", Some(Access::Operator)),
     ("GET", "/connectors/{name}/config", Some(Access::Viewer)),
-    ("PUT", "/connectors/{name}/config", Some(Access::Operator)),
     ("GET", "/connectors/{name}/status", Some(Access::Viewer)),
     ("GET", "/connectors/{name}/tasks", Some(Access::Viewer)),
     ("GET", "/connectors/{name}/tasks/{task}/status", Some(Access::Viewer)),
     ("GET", "/connectors/{name}/offsets", Some(Access::Viewer)),
+    ("POST", "/connectors", Some(Access::Operator)),
+    ("DELETE", "/connectors/{name}", Some(Access::Operator)),
+    ("PUT", "/connectors/{name}/config", Some(Access::Operator)),
     ("PUT", "/connectors/{name}/pause", Some(Access::Operator)),
     ("PUT", "/connectors/{name}/stop", Some(Access::Operator)),
     ("PUT", "/connectors/{name}/resume", Some(Access::Operator)),
@@ -43,6 +43,7 @@ const ROUTES: [(&str, &str, Option<Access>); 24] = [
     ),
     ("POST", "/connectors/{name}/resync", Some(Access::Operator)),
     ("POST", "/connectors/{name}/snapshot", Some(Access::Operator)),
+    ("GET", "/openapi.json", None),
 ];
 
 fn token(role: Access) -> String {
@@ -61,7 +62,7 @@ fn all_routes() -> Routes {
         id: "views-1".to_owned(),
         connectors: RunningConnectors::default(),
     };
-    admin.routes().merge(routes(Arc::default(), Arc::default(), worker))
+    admin.all_routes(routes(Arc::default(), Arc::default(), worker))
 }
 
 fn protected() -> axum::Router {
@@ -85,7 +86,12 @@ async fn status(router: &axum::Router, endpoint: &Endpoint, authorization: Optio
     let request = request
         .header("content-type", "application/json")
         .body(Body::from(body.to_owned()));
-    router.clone().oneshot(request.unwrap()).await.unwrap().status()
+    let status = router.clone().oneshot(request.unwrap()).await.unwrap().status();
+    assert!(
+        endpoint.statuses().any(|documented| status == documented),
+        "{status} is not documented: {endpoint:?}"
+    );
+    status
 }
 
 #[tokio::test]
@@ -95,7 +101,7 @@ async fn each_route_requires_its_role() {
         .endpoints()
         .iter()
         .map(|endpoint| match endpoint.access {
-            Required::Public => (endpoint.method, endpoint.path, None),
+            Required::Public | Required::Credential => (endpoint.method, endpoint.path, None),
             Required::Role(role) => (endpoint.method, endpoint.path, Some(role)),
         })
         .collect();
@@ -118,7 +124,7 @@ async fn each_route_requires_its_role() {
         }
         for role in Access::ALL {
             let is_allowed = match endpoint.access {
-                Required::Public => true,
+                Required::Public | Required::Credential => true,
                 Required::Role(needed) => role >= needed,
             };
             let given = Some(format!("bearer {}", token(role)));
@@ -201,11 +207,16 @@ fn operations() -> Vec<(Request, Access)> {
 #[tokio::test]
 async fn each_operation_requires_its_role() {
     let router = protected();
-    let endpoint = Endpoint::post(PATH, Required::Role(Access::Viewer));
+    let routes = all_routes();
+    let endpoint = routes
+        .endpoints()
+        .iter()
+        .find(|endpoint| endpoint.path == PATH)
+        .unwrap();
     for (request, needed) in operations() {
         let body = serde_json::to_string(&request).unwrap();
         for role in Access::ALL {
-            let status = status(&router, &endpoint, Some(format!("Bearer {}", token(role))), &body).await;
+            let status = status(&router, endpoint, Some(format!("Bearer {}", token(role))), &body).await;
             // The log of this node is not open, so allowed requests are answered with 503.
             let expected = if role >= needed {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -214,6 +225,44 @@ async fn each_operation_requires_its_role() {
             };
             assert_eq!(status, expected, "{body} as {role:?}");
         }
+    }
+}
+
+/// Each reference of a document to one of its schemas.
+fn references(value: &serde_json::Value, found: &mut Vec<String>) {
+    match value {
+        serde_json::Value::Object(object) => {
+            found.extend(object.get("$ref").and_then(|at| at.as_str()).map(str::to_owned));
+            object.values().for_each(|value| references(value, found));
+        }
+        serde_json::Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn openapi_document_has_each_route_with_its_role() {
+    let request = axum::http::Request::get("/openapi.json").body(Body::empty()).unwrap();
+    let response = protected().oneshot(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    let mut operations = 0;
+    for item in document["paths"].as_object().unwrap().values() {
+        operations += item.as_object().unwrap().len();
+    }
+    assert_eq!(operations, ROUTES.len());
+    for (method, path, role) in ROUTES {
+        let operation = &document["paths"][path][method.to_lowercase()];
+        let expected = role.map(Access::name);
+        assert_eq!(operation["x-trunkline-role"].as_str(), expected, "{method} {path}");
+        assert_ne!(operation["summary"], "", "{method} {path}");
+    }
+    let mut found = Vec::new();
+    references(&document, &mut found);
+    for reference in found {
+        let pointer = reference.strip_prefix('#').unwrap();
+        assert!(document.pointer(pointer).is_some(), "{reference}");
     }
 }
 

@@ -7,10 +7,11 @@
 
 pub mod routes;
 
-pub use routes::{Access, Endpoint, Routes};
+pub use routes::{Access, Endpoint, Parameter, Routes, Success};
 
 use crate::access::{Caller, Role, TokenConfig, TokenError, Tokens};
 use crate::listener::{self, Exposure, Limits, Listener, TlsConfig};
+use crate::openapi::Api;
 use crate::readiness::{Report, State};
 use crate::telemetry::Metrics;
 use crate::{Drain, Readiness, Tasks, chain};
@@ -23,6 +24,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+const HEALTHY: &[Success] = &[Success::text(200, "It does", "text/plain")];
+const READY: &[Success] = &[
+    Success::json(200, "Ready", "Readiness"),
+    Success::json(503, "Not ready", "Readiness"),
+];
+const METRICS: &[Success] = &[Success::text(200, "The metrics", "text/plain")];
 /// Interval at which the files with tokens are read again.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -109,14 +116,29 @@ pub struct Admin {
 impl Admin {
     /// The routes that every process has.
     pub fn routes(&self) -> Routes {
+        let healthz = Endpoint::get("/healthz", Access::Public)
+            .summary("Whether the process serves requests")
+            .answers(HEALTHY);
+        let ready = Endpoint::get("/readyz", Access::Public)
+            .summary("Whether all components are ready; with the role viewer also each cause and its fix")
+            .answers(READY);
+        let measured = Endpoint::get("/metrics", Access::Role(Role::Metrics))
+            .summary("Metrics as Prometheus text")
+            .answers(METRICS);
         Routes::new()
-            .route(Endpoint::get("/healthz", Access::Public), || async { "ok\n" }, ())
-            .route(Endpoint::get("/readyz", Access::Public), readyz, self.clone())
-            .route(
-                Endpoint::get("/metrics", Access::Role(Role::Metrics)),
-                metrics,
-                self.clone(),
-            )
+            .route(healthz, || async { "ok\n" }, ())
+            .route(ready, readyz, self.clone())
+            .route(measured, metrics, self.clone())
+            .schema("Readiness", readiness_schema())
+    }
+
+    /// All routes of the listener: those of every process, `more`, and the document that describes them.
+    pub fn all_routes(&self, more: Routes) -> Routes {
+        let api = Api::with_tokens(
+            "Trunkline admin",
+            "Liveness, readiness, metrics, and requests of operators. `x-trunkline-role` is the minimum role of the token.",
+        );
+        self.routes().merge(more).described(&api)
     }
 
     /// Binds the listener and serves the routes and `more` as a task until the drain. Returns the bound address.
@@ -137,7 +159,7 @@ impl Admin {
         if tokens.has_files() {
             tasks.spawn("admin-tokens", reload(Arc::clone(&tokens), tasks.drain()));
         }
-        listener.serve(tasks, self.routes().merge(more).protected(tokens));
+        listener.serve(tasks, self.all_routes(more).protected(tokens));
         Ok(address)
     }
 
@@ -155,6 +177,25 @@ impl Admin {
         }
         report
     }
+}
+
+fn readiness_schema() -> serde_json::Value {
+    let text = || serde_json::json!({ "type": "string" });
+    let component = serde_json::json!({
+        "type": "object",
+        "required": ["name", "ready"],
+        "properties": {
+            "name": text(), "ready": { "type": "boolean" }, "cause": text(), "fix": text(), "detail": text(),
+        },
+    });
+    serde_json::json!({
+        "type": "object",
+        "required": ["ready"],
+        "properties": {
+            "ready": { "type": "boolean" },
+            "components": { "type": "array", "items": component, "description": "Only with the role viewer" },
+        },
+    })
 }
 
 /// Reads the token files at an interval until the drain. Logs a failure once, and again only if the failure changes.

@@ -2,11 +2,27 @@
 
 use crate::{Problem, problem};
 use axum::http::{HeaderMap, Method, Uri, header};
+use std::net::IpAddr;
 
 /// The bearer token of a request. The scheme may be written in any case (RFC 9110, section 11.1).
 pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Whether the host of a request is an IP address or `localhost`. Protects against DNS rebinding: a web page of another
+/// site could reach a listener on loopback through a domain name that resolves to 127.0.0.1, and would then have the
+/// same origin.
+pub fn is_local(headers: &HeaderMap, uri: &Uri) -> bool {
+    let header = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let authority = uri.authority().map(|authority| authority.as_str()).or(header);
+    // Browsers always send the header `Host`.
+    let Some(text) = authority else { return true };
+    let Ok(host) = text.parse::<axum::http::uri::Authority>() else {
+        return false;
+    };
+    let name = host.host().trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
 }
 
 /// The response to an unknown path.
@@ -45,5 +61,32 @@ mod tests {
             assert_eq!(of(value), None, "{value}");
         }
         assert_eq!(bearer(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn only_addresses_and_localhost_are_local() {
+        let check = |host: &str| {
+            let headers = [(header::HOST, HeaderValue::try_from(host).unwrap())]
+                .into_iter()
+                .collect();
+            is_local(&headers, &Uri::from_static("/metrics"))
+        };
+        for local in [
+            "127.0.0.1:8082",
+            "localhost:8082",
+            "LOCALHOST",
+            "[::1]:8082",
+            "10.0.0.5",
+        ] {
+            assert!(check(local), "{local}");
+        }
+        for other in ["rebind.example:8082", "127.0.0.1.example", "", "localhost.example"] {
+            assert!(!check(other), "{other}");
+        }
+        assert!(is_local(&HeaderMap::new(), &Uri::from_static("/metrics")));
+        assert!(!is_local(
+            &HeaderMap::new(),
+            &Uri::from_static("http://rebind.example/metrics")
+        ));
     }
 }

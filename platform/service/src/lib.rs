@@ -6,12 +6,14 @@
 
 pub mod access;
 pub mod admin;
+pub mod audit;
 pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod drain;
 pub mod http;
 pub mod listener;
+pub mod openapi;
 pub mod problem;
 pub mod readiness;
 pub mod retry;

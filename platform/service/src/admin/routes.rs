@@ -1,80 +1,39 @@
-//! Routes of the admin listener, each with the role that it requires.
+//! Routes of a listener, each with the access that it requires.
 //!
-//! Each route must be added with its [`Access`]. [`Routes::endpoints`] lists all routes for tests.
+//! Each route must be added with its [`Endpoint`]. [`Routes::endpoints`] lists all routes, for tests and for the OpenAPI
+//! document.
+
+pub(crate) mod endpoint;
+
+pub use endpoint::{Access, Endpoint, Parameter, Success};
 
 use crate::access::{Caller, Role, Tokens};
-use crate::http::{bearer, method_not_allowed, not_found};
+use crate::audit::Audit;
+use crate::http::{bearer, is_local, method_not_allowed, not_found};
+use crate::openapi::Api;
 use crate::{Problem, problem};
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::handler::Handler;
-use axum::http::{HeaderMap, HeaderValue, Uri, header};
+use axum::http::{HeaderValue, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodFilter, MethodRouter, on};
-use std::net::IpAddr;
+use axum::routing::{MethodRouter, on};
+use serde_json::{Map, Value};
 use std::sync::Arc;
 
-/// Who may use a route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// Everyone. The response contains nothing that requires protection.
-    Public,
-    /// Clients with this role or a greater one.
-    Role(Role),
-}
+/// Path of the document that describes a listener's routes.
+pub const OPENAPI: &str = "/openapi.json";
 
-/// A route.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Method: `GET`, `POST`, `PUT` or `DELETE`.
-    pub method: &'static str,
-    /// Path, with parameters in braces.
-    pub path: &'static str,
-    /// Who may use the route.
-    pub access: Access,
-}
-
-impl Endpoint {
-    /// `GET` of a path.
-    pub const fn get(path: &'static str, access: Access) -> Self {
-        let method = "GET";
-        Self { method, path, access }
-    }
-
-    /// `POST` to a path.
-    pub const fn post(path: &'static str, access: Access) -> Self {
-        let method = "POST";
-        Self { method, path, access }
-    }
-
-    /// `PUT` of a path.
-    pub const fn put(path: &'static str, access: Access) -> Self {
-        let method = "PUT";
-        Self { method, path, access }
-    }
-
-    /// `DELETE` of a path.
-    pub const fn delete(path: &'static str, access: Access) -> Self {
-        let method = "DELETE";
-        Self { method, path, access }
-    }
-
-    fn filter(&self) -> MethodFilter {
-        match self.method {
-            "GET" => MethodFilter::GET,
-            "POST" => MethodFilter::POST,
-            "DELETE" => MethodFilter::DELETE,
-            _ => MethodFilter::PUT,
-        }
-    }
-}
+const DOCUMENT: &[Success] = &[Success::text(200, "The document", "application/json")];
 
 /// Routes with their access.
 #[derive(Default)]
 pub struct Routes {
     router: Router,
     endpoints: Vec<Endpoint>,
+    /// JSON schemas of bodies by name, for the document.
+    schemas: Map<String, Value>,
 }
 
 impl Routes {
@@ -93,8 +52,9 @@ impl Routes {
     {
         let mut route: MethodRouter = on(endpoint.filter(), handler).with_state(state);
         if let Access::Role(role) = endpoint.access {
+            let path = endpoint.path;
             route = route.route_layer(from_fn(move |request: Request, next: Next| {
-                require(role, request, next)
+                require(Required { role, path }, request, next)
             }));
         }
         self.router = self.router.route(endpoint.path, route);
@@ -107,12 +67,44 @@ impl Routes {
     pub fn merge(mut self, other: Self) -> Self {
         self.router = self.router.merge(other.router);
         self.endpoints.extend(other.endpoints);
+        self.schemas.extend(other.schemas);
         self
+    }
+
+    /// Changes the router of the routes that were added so far, such as by adding a layer.
+    #[must_use]
+    pub fn layered(mut self, change: impl FnOnce(Router) -> Router) -> Self {
+        self.router = change(self.router);
+        self
+    }
+
+    /// Adds the JSON schema of a body, to which endpoints refer by its name.
+    #[must_use]
+    pub fn schema(mut self, name: &str, schema: Value) -> Self {
+        self.schemas.insert(name.to_owned(), schema);
+        self
+    }
+
+    /// Adds the public route `GET /openapi.json`, which describes all routes.
+    #[must_use]
+    pub fn described(self, api: &Api) -> Self {
+        let own = Endpoint::get(OPENAPI, Access::Public)
+            .summary("Get this document")
+            .answers(DOCUMENT);
+        let endpoints: Vec<Endpoint> = self.endpoints.iter().cloned().chain([own.clone()]).collect();
+        let document: Arc<str> = api.document(&endpoints, &self.schemas).to_string().into();
+        let send = move || async move { ([(header::CONTENT_TYPE, "application/json")], document.to_string()) };
+        self.route(own, send, ())
     }
 
     /// All routes.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
+    }
+
+    /// Returns the router, which does not check the access of clients.
+    pub fn router(self) -> Router {
+        self.router
     }
 
     /// Returns the router. It identifies the client of each request before the route checks the role.
@@ -154,31 +146,37 @@ async fn identify(State(tokens): State<Arc<Tokens>>, mut request: Request, next:
     next.run(request).await
 }
 
-/// Whether the host of a request is an IP address or `localhost`. Protects against DNS rebinding: a web page of another
-/// site could reach a listener on loopback through a domain name that resolves to 127.0.0.1, and would then have the
-/// same origin.
-fn is_local(headers: &HeaderMap, uri: &Uri) -> bool {
-    let header = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let authority = uri.authority().map(|authority| authority.as_str()).or(header);
-    // Browsers always send the header `Host`.
-    let Some(text) = authority else { return true };
-    let Ok(host) = text.parse::<axum::http::uri::Authority>() else {
-        return false;
-    };
-    let name = host.host().trim_start_matches('[').trim_end_matches(']');
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+/// What a route requires.
+#[derive(Debug, Clone, Copy)]
+struct Required {
+    role: Role,
+    path: &'static str,
 }
 
-/// Rejects a request of a client without the role.
-async fn require(role: Role, request: Request, next: Next) -> Response {
-    let Some(caller) = request.extensions().get::<Caller>() else {
-        let anonymous = request.extensions().get::<Anonymous>().copied();
-        return reject(anonymous.unwrap_or(Anonymous::TokenMissing));
+/// Rejects a request of a client without the role, and records the request.
+async fn require(required: Required, request: Request, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let caller = request.extensions().get::<Caller>().cloned();
+    let response = match &caller {
+        None => {
+            let anonymous = request.extensions().get::<Anonymous>().copied();
+            reject(anonymous.unwrap_or(Anonymous::TokenMissing))
+        }
+        Some(caller) => match caller.check(required.role) {
+            Err(problem) => problem.into_response(),
+            Ok(()) => next.run(request).await,
+        },
     };
-    if let Err(problem) = caller.check(role) {
-        return problem.into_response();
+    let is_rejected = matches!(response.status().as_u16(), 401 | 403);
+    Audit {
+        listener: "admin",
+        credential: caller.as_ref().map(|caller| &*caller.name),
+        method: &method,
+        path: &path,
+        status: response.status(),
     }
-    next.run(request).await
+    .record(required.role > Role::Viewer || is_rejected, required.path);
+    response
 }
 
 impl Caller {
@@ -218,36 +216,4 @@ fn reject(anonymous: Anonymous) -> Response {
     let challenge = HeaderValue::from_static(challenge);
     response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_addresses_and_localhost_are_local() {
-        let check = |host: &str| {
-            let headers = [(header::HOST, HeaderValue::try_from(host).unwrap())]
-                .into_iter()
-                .collect();
-            is_local(&headers, &Uri::from_static("/metrics"))
-        };
-        for local in [
-            "127.0.0.1:8082",
-            "localhost:8082",
-            "LOCALHOST",
-            "[::1]:8082",
-            "10.0.0.5",
-        ] {
-            assert!(check(local), "{local}");
-        }
-        for other in ["rebind.example:8082", "127.0.0.1.example", "", "localhost.example"] {
-            assert!(!check(other), "{other}");
-        }
-        assert!(is_local(&HeaderMap::new(), &Uri::from_static("/metrics")));
-        assert!(!is_local(
-            &HeaderMap::new(),
-            &Uri::from_static("http://rebind.example/metrics")
-        ));
-    }
 }
