@@ -107,6 +107,8 @@ fn remote_registry(config: &RegistryConfig, url: &str) -> Result<SharedRegistry>
             user: user.clone(),
             password: password.expose().to_owned(),
         };
+    } else if let Some(token) = &config.token {
+        client.auth = remote::Auth::Bearer(token.expose().to_owned());
     }
     let remote = remote::Remote::new(client).with_context(|| format!("cannot use the registry {url}"))?;
     Ok(Arc::new(remote))

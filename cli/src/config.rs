@@ -82,6 +82,9 @@ pub struct Registry {
     /// Password for HTTP basic authentication.
     #[serde(default)]
     pub password: Option<Secret>,
+    /// Bearer token, instead of user and password.
+    #[serde(default)]
+    pub token: Option<Secret>,
     /// Address on which a node with the role `registry` serves the embedded registry.
     #[serde(default)]
     pub listen: Option<std::net::SocketAddr>,
@@ -113,6 +116,7 @@ impl Registry {
             url,
             user: None,
             password: None,
+            token: None,
             listen: None,
             tls: None,
             insecure: false,

@@ -6,7 +6,7 @@
 use crate::support;
 use crate::support::registry::{memory_log, remote, serve};
 use registry::embedded::Embedded;
-use registry::{Catalog, Error, Level, Registry, Version};
+use registry::{Catalog, Deleted, Deletion, Error, Level, Mode, Registry, Version};
 use schemas::evolution;
 use schemas::ids::SchemaId;
 use schemas::schema::Schema;
@@ -93,9 +93,59 @@ fn common(registry: &dyn Registry) -> String {
     subject.to_owned()
 }
 
+/// Deletions, listings and modes.
+fn management(registry: &dyn Registry) {
+    let subject = support::unique("managed");
+    let subject = subject.as_str();
+    let first = record(r#"{"name":"id","type":"long"}"#);
+    let second = record(r#"{"name":"id","type":"long"},{"name":"note","type":["null","string"],"default":null}"#);
+    for schema in [&first, &second] {
+        registry.register(subject, schema).expect("a version");
+    }
+    let listed = |deleted| {
+        let subjects = registry.list_subjects(deleted).expect("subjects");
+        subjects.iter().any(|other| other == subject)
+    };
+    let (soft, permanent) = (Deletion::Soft, Deletion::Permanent);
+    assert_eq!(code(registry.delete_subject(subject, permanent)), 40405);
+    assert_eq!(registry.delete_version(subject, Version::Number(1), soft), Ok(1));
+    assert_eq!(code(registry.delete_version(subject, Version::Number(1), soft)), 40406);
+    assert_eq!(
+        code(registry.delete_version(subject, Version::Number(2), permanent)),
+        40407
+    );
+    assert_eq!(registry.list_versions(subject, Deleted::Exclude), Ok(vec![2]));
+    assert_eq!(registry.list_versions(subject, Deleted::Only), Ok(vec![1]));
+    let deleted = registry
+        .any_version(subject, Version::Number(1))
+        .expect("a deleted version");
+    assert_eq!((deleted.version, deleted.subject.as_str()), (1, subject));
+    assert_eq!(registry.delete_subject(subject, soft), Ok(vec![2]));
+    assert_eq!(code(registry.delete_subject(subject, soft)), 40404);
+    assert_eq!((listed(Deleted::Exclude), listed(Deleted::Only)), (false, true));
+    let again = registry.register(subject, &first).expect("a new version");
+    assert_eq!(again, deleted.id, "the id of a deleted schema remains");
+    assert_eq!(registry.versions(subject), Ok(vec![3]));
+    assert_eq!(registry.delete_subject(subject, soft), Ok(vec![3]));
+    assert_eq!(registry.delete_subject(subject, permanent), Ok(vec![1, 2, 3]));
+    assert!(!listed(Deleted::Include));
+
+    assert_eq!(registry.mode(Some(subject)), Ok(None));
+    registry.set_mode(Some(subject), Mode::ReadOnly).expect("a mode");
+    assert_eq!(registry.mode(Some(subject)), Ok(Some(Mode::ReadOnly)));
+    assert_eq!(code(registry.register(subject, &first)), 42205);
+    assert_eq!(registry.remove_mode(subject), Ok(Mode::ReadOnly));
+    assert_eq!(code(registry.remove_mode(subject)), 40409);
+    registry.set_level(Some(subject), Level::Full).expect("a level");
+    assert_eq!(registry.remove_level(Some(subject)), Ok(Level::Full));
+    assert_eq!(code(registry.remove_level(Some(subject))), 40408);
+}
+
 #[test]
 fn embedded_registry_passes_the_suite() {
-    suite(&Embedded::open(memory_log()).expect("a registry"));
+    let registry = Embedded::open(memory_log()).expect("a registry");
+    suite(&registry);
+    management(&registry);
 }
 
 #[cfg(feature = "external")]
@@ -158,6 +208,8 @@ fn embedded_registry_behind_its_api_passes_the_suite() {
     let served = serve(Arc::new(Embedded::open(memory_log()).expect("a registry")));
     suite(&*remote(&served.url));
     suite(&Catalog::new(remote(&served.url)));
+    management(&*remote(&served.url));
+    management(&Catalog::new(remote(&served.url)));
 }
 
 #[cfg(feature = "external")]

@@ -353,6 +353,16 @@ fn python_client_interoperates_over_own_registry() {
 }
 
 #[test]
+fn python_client_manages_own_registry() {
+    let registry: SharedRegistry = Arc::new(Embedded::open(memory_log()).expect("a registry"));
+    let served = serve(registry);
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/interop/registry.py");
+    let mut command = Command::new(support::python());
+    let output = command.arg(script).arg(&served.url).output().expect("Python starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn java_serializers_interoperate_over_apicurio() {
     let url = support::registry_url();
     let native = url.replace("/apis/ccompat/v7", "/apis/registry/v2");

@@ -3,7 +3,7 @@
 //! Concurrent requests for an id share one call. Failures are cached for a short time, so that invalid records do not
 //! cause many calls. The latest version of a subject can change and is never cached.
 
-use crate::{Error, Level, Registered, Registry, Result, SharedRegistry, Version};
+use crate::{Deleted, Deletion, Error, Level, Manage, Mode, Registered, Registry, Result, SharedRegistry, Version};
 use schemas::ids::SchemaId;
 use schemas::schema::Schema;
 use std::collections::HashMap;
@@ -117,6 +117,52 @@ impl Drop for LoadGuard<'_> {
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Each change under these locks is a single insertion, so the value is consistent even if a lock is poisoned.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Catalog {
+    /// Forgets which schemas are registered, because a deleted one must be registered again.
+    fn deleted<T>(&self, result: Result<T>) -> Result<T> {
+        locked(&self.registered).clear();
+        result
+    }
+}
+
+impl Manage for Catalog {
+    fn list_subjects(&self, deleted: Deleted) -> Result<Vec<String>> {
+        self.inner.list_subjects(deleted)
+    }
+
+    fn list_versions(&self, subject: &str, deleted: Deleted) -> Result<Vec<u32>> {
+        self.inner.list_versions(subject, deleted)
+    }
+
+    fn any_version(&self, subject: &str, version: Version) -> Result<Registered> {
+        self.inner.any_version(subject, version)
+    }
+
+    fn delete_subject(&self, subject: &str, deletion: Deletion) -> Result<Vec<u32>> {
+        self.deleted(self.inner.delete_subject(subject, deletion))
+    }
+
+    fn delete_version(&self, subject: &str, version: Version, deletion: Deletion) -> Result<u32> {
+        self.deleted(self.inner.delete_version(subject, version, deletion))
+    }
+
+    fn remove_level(&self, subject: Option<&str>) -> Result<Level> {
+        self.inner.remove_level(subject)
+    }
+
+    fn mode(&self, subject: Option<&str>) -> Result<Option<Mode>> {
+        self.inner.mode(subject)
+    }
+
+    fn set_mode(&self, subject: Option<&str>, mode: Mode) -> Result<()> {
+        self.inner.set_mode(subject, mode)
+    }
+
+    fn remove_mode(&self, subject: &str) -> Result<Mode> {
+        self.inner.remove_mode(subject)
+    }
 }
 
 impl Registry for Catalog {

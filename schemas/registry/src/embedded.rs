@@ -4,10 +4,11 @@
 //! and after it has fenced the previous owner, it reads the topic to the end before it assigns an id. Results are
 //! returned after the commit. The state exists in memory only and is rebuilt from the topic at startup.
 
+mod manage;
 mod record;
 mod state;
 
-use crate::{Error, Level, Registered, Registry, Result, Version};
+use crate::{Deleted, Error, Level, Registered, Registry, Result, Version};
 use event_log::{
     Cleanup, Isolation, OffsetSpec, OutBatch, OutRecord, Outcome, Reader, RecordBatch, SharedEventLog,
     TransactionalProducer, TransactionalProducerConfig,
@@ -26,6 +27,8 @@ pub const TOPIC: &str = "_schemas";
 
 const TRANSACTIONAL_ID: &str = "trunkline-schema-registry";
 const BATCH_BYTES: usize = 1 << 20;
+/// Maximum size of a record. The default of the brokers is 1 MiB, and they count more than key and value.
+const RECORD_BYTES_MAX: usize = 1_000_000;
 const ATTEMPTS: u32 = 8;
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -167,9 +170,9 @@ impl Embedded {
         Ok(())
     }
 
-    /// Writes the record that `decide` returns. Calls `decide` again whenever another process may have written in the
-    /// meantime.
-    fn write(&self, attempted: &str, decide: impl Fn(&State) -> Result<Decision>) -> Result<SchemaId> {
+    /// Writes the records that `decide` returns in one transaction. Calls `decide` again whenever another process may have
+    /// written in the meantime.
+    fn write<T>(&self, attempted: &str, decide: impl Fn(&State) -> Result<Decision<T>>) -> Result<T> {
         let mut inner = self.locked();
         let mut last = self.unavailable(attempted, "no attempt was made");
         // Random delays, so that two writers do not keep fencing each other in lockstep.
@@ -182,41 +185,41 @@ impl Embedded {
             match self.try_write(&mut inner, attempted, &decide) {
                 Err(AttemptError::Retry(error)) => last = error,
                 Err(AttemptError::Final(error)) => return Err(error),
-                Ok(id) => return Ok(id),
+                Ok(result) => return Ok(result),
             }
         }
         Err(last)
     }
 
-    fn try_write(
+    fn try_write<T>(
         &self,
         inner: &mut Inner,
         attempted: &str,
-        decide: &impl Fn(&State) -> Result<Decision>,
-    ) -> Result<SchemaId, AttemptError> {
+        decide: &impl Fn(&State) -> Result<Decision<T>>,
+    ) -> Result<T, AttemptError> {
         // The producer is put back only after everything that it wrote has been read: its presence means that `state`
         // is complete and may be used for decisions.
         let mut producer = match inner.producer.take() {
             Some(producer) => producer,
             None => self.open_producer(inner)?,
         };
-        let (id, record) = match decide(&inner.state) {
-            Ok(Decision::Write(id, record)) => (id, record),
-            known_or_rejected => {
+        let decided = decide(&inner.state).and_then(|decision| Ok((encoded(&decision.records)?, decision.result)));
+        let (batch, result) = match decided {
+            Ok((batch, result)) if !batch.is_empty() => (batch, result),
+            unchanged_or_rejected => {
                 inner.producer = Some(producer);
-                return match known_or_rejected {
-                    Ok(Decision::Known(id) | Decision::Write(id, _)) => Ok(id),
-                    Err(error) => Err(AttemptError::Final(error)),
-                };
+                return unchanged_or_rejected
+                    .map(|(_, result)| result)
+                    .map_err(AttemptError::Final);
             }
         };
         // The producer was fenced, or the outcome is unknown. The next attempt opens a new producer, which ends this
         // transaction, and reads what was written (C5).
-        commit(&mut *producer, &record).map_err(|reason| AttemptError::Retry(self.unavailable(attempted, reason)))?;
+        commit(&mut *producer, &batch).map_err(|reason| AttemptError::Retry(self.unavailable(attempted, reason)))?;
         self.catch_up_to(inner, OffsetSpec::LogEnd)
             .map_err(AttemptError::Final)?;
         inner.producer = Some(producer);
-        Ok(id)
+        Ok(result)
     }
 
     /// Opens the producer, which fences other writers, and then reads everything that they wrote. They can no longer
@@ -245,20 +248,32 @@ enum AttemptError {
     Final(Error),
 }
 
-fn commit(producer: &mut dyn TransactionalProducer, record: &Record) -> Result<(), String> {
+/// Encodes records.
+fn encoded(records: &[Record]) -> Result<OutBatch> {
     let topic: Arc<str> = TOPIC.into();
-    let (key, value) = record.write();
     let mut batch = OutBatch::default();
-    let out = OutRecord {
-        topic: &topic,
-        partition: Some(0),
-        timestamp: None,
-        key: Some(&key),
-        value: Some(&value),
-    };
-    batch.push(out, []);
+    for record in records {
+        let (key, value) = record.write();
+        let bytes = key.len() + value.as_ref().map_or(0, Vec::len);
+        if bytes > RECORD_BYTES_MAX {
+            let limit = RECORD_BYTES_MAX;
+            return Err(Error::SchemaTooLarge { bytes, limit });
+        }
+        let out = OutRecord {
+            topic: &topic,
+            partition: Some(0),
+            timestamp: None,
+            key: Some(&key),
+            value: value.as_deref(),
+        };
+        batch.push(out, []);
+    }
+    Ok(batch)
+}
+
+fn commit(producer: &mut dyn TransactionalProducer, batch: &OutBatch) -> Result<(), String> {
     producer.begin().map_err(|e| e.to_string())?;
-    producer.send(&batch).map_err(|e| e.to_string())?;
+    producer.send(batch).map_err(|e| e.to_string())?;
     match producer.commit(None) {
         Outcome::Committed(_) => Ok(()),
         Outcome::Aborted { reason, .. } | Outcome::Unknown { reason } => Err(reason),
@@ -306,7 +321,7 @@ impl Registry for Embedded {
         if let Some(found) = self.locked().state.find(subject, schema) {
             return Ok(found.id);
         }
-        self.write("register a schema", |state| state.decide(subject, &new))
+        self.write("register a schema", |state| state.register(subject, &new))
     }
 
     fn lookup(&self, subject: &str, schema: &str) -> Result<Registered> {
@@ -316,7 +331,7 @@ impl Registry for Embedded {
             return Ok(found);
         }
         self.catch_up(&mut inner)?;
-        inner.state.versions(subject)?;
+        inner.state.versions(subject, Deleted::Exclude)?;
         inner
             .state
             .find(subject, schema)
@@ -344,26 +359,26 @@ impl Registry for Embedded {
     fn subjects(&self) -> Result<Vec<String>> {
         let mut inner = self.locked();
         self.catch_up(&mut inner)?;
-        Ok(inner.state.subjects())
+        Ok(inner.state.subjects(Deleted::Exclude))
     }
 
     fn versions(&self, subject: &str) -> Result<Vec<u32>> {
         let mut inner = self.locked();
         self.catch_up(&mut inner)?;
-        inner.state.versions(subject)
+        inner.state.versions(subject, Deleted::Exclude)
     }
 
     fn version(&self, subject: &str, version: Version) -> Result<Registered> {
         let mut inner = self.locked();
         self.catch_up(&mut inner)?;
-        inner.state.version(subject, version)
+        inner.state.version(subject, version, Deleted::Exclude)
     }
 
     fn test_compatibility(&self, subject: &str, version: Version, schema: &str) -> Result<Vec<String>> {
         let new = parsed(schema)?;
         let mut inner = self.locked();
         self.catch_up(&mut inner)?;
-        let old = inner.state.version(subject, version)?;
+        let old = inner.state.version(subject, version, Deleted::Exclude)?;
         let level = inner.state.level_of(subject);
         Ok(level.conflicts(&new, &parsed(&old.schema)?, old.version))
     }
@@ -380,9 +395,9 @@ impl Registry for Embedded {
             level: Some(level),
         };
         self.write("set a compatibility level", |_| {
-            Ok(Decision::Write(SchemaId(0), record.clone()))
+            let (records, result) = (vec![record.clone()], ());
+            Ok(Decision { records, result })
         })
-        .map(drop)
     }
 
     fn description(&self) -> String {

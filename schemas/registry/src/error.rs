@@ -27,9 +27,43 @@ pub enum Error {
         /// The requested id; `None` if the schema was requested by its text.
         id: Option<SchemaId>,
     },
+    /// 40404: the subject is deleted softly.
+    #[error("Subject '{subject}' was soft deleted. Set permanent=true to delete permanently")]
+    SubjectDeleted {
+        /// The subject.
+        subject: String,
+    },
+    /// 40405: a permanent deletion of a subject that is not deleted softly.
+    #[error("Subject '{subject}' was not deleted first before being permanently deleted")]
+    SubjectNotDeleted {
+        /// The subject.
+        subject: String,
+    },
+    /// 40406: the version is deleted softly.
+    #[error("Subject '{subject}' Version {version} was soft deleted. Set permanent=true to delete permanently")]
+    VersionDeleted {
+        /// The subject.
+        subject: String,
+        /// The version.
+        version: String,
+    },
+    /// 40407: a permanent deletion of a version that is not deleted softly.
+    #[error("Subject '{subject}' Version {version} was not deleted first before being permanently deleted")]
+    VersionNotDeleted {
+        /// The subject.
+        subject: String,
+        /// The version.
+        version: String,
+    },
     /// 40408.
     #[error("Subject '{subject}' does not have subject-level compatibility configured")]
     NoLevel {
+        /// The subject.
+        subject: String,
+    },
+    /// 40409.
+    #[error("Subject '{subject}' does not have subject-level mode configured")]
+    NoMode {
         /// The subject.
         subject: String,
     },
@@ -62,6 +96,26 @@ pub enum Error {
     InvalidLevel {
         /// The text.
         level: String,
+    },
+    /// 42204.
+    #[error("Invalid mode {mode}. Valid values are READWRITE, READONLY and READONLY_OVERRIDE")]
+    InvalidMode {
+        /// The text.
+        mode: String,
+    },
+    /// 42205: the mode forbids changes.
+    #[error("Subject {subject} is in read-only mode")]
+    ReadOnly {
+        /// The subject.
+        subject: String,
+    },
+    /// 42209.
+    #[error("Schema is too large: its record in _schemas has {bytes} bytes, the limit is {limit}; split the schema")]
+    SchemaTooLarge {
+        /// Size of the record.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
     },
     /// Error codes 50001 and similar: the registry, or the log that contains it, is unreachable or did not respond in
     /// time.
@@ -105,11 +159,19 @@ impl Error {
             Error::SubjectNotFound { .. } => 40401,
             Error::VersionNotFound { .. } => 40402,
             Error::SchemaNotFound { .. } => 40403,
+            Error::SubjectDeleted { .. } => 40404,
+            Error::SubjectNotDeleted { .. } => 40405,
+            Error::VersionDeleted { .. } => 40406,
+            Error::VersionNotDeleted { .. } => 40407,
             Error::NoLevel { .. } => 40408,
+            Error::NoMode { .. } => 40409,
             Error::Incompatible { .. } => 409,
             Error::InvalidSchema { .. } => 42201,
             Error::InvalidVersion { .. } => 42202,
             Error::InvalidLevel { .. } => 42203,
+            Error::InvalidMode { .. } => 42204,
+            Error::ReadOnly { .. } => 42205,
+            Error::SchemaTooLarge { .. } => 42209,
             Error::Unavailable { .. } => 50001,
             Error::Unauthorized { .. } => 40101,
             Error::Rejected { code, .. } => *code,

@@ -6,6 +6,7 @@
 mod cache;
 mod error;
 mod level;
+mod manage;
 
 pub mod embedded;
 pub mod remote;
@@ -14,6 +15,7 @@ pub mod rest;
 pub use cache::Catalog;
 pub use error::{Error, Result};
 pub use level::Level;
+pub use manage::{Deleted, Deletion, Manage, Mode};
 
 use schemas::ids::SchemaId;
 use std::fmt;
@@ -51,12 +53,12 @@ impl fmt::Display for Version {
 }
 
 /// A schema registry. All calls block. Share it in an `Arc`.
-pub trait Registry: Send + Sync {
+pub trait Registry: Manage + Send + Sync {
     /// Registers a schema under a subject if it is not registered there yet, and returns its id.
     ///
     /// # Errors
     /// [`Error::InvalidSchema`], [`Error::Incompatible`] if it is incompatible with an earlier version at the
-    /// subject's compatibility [`Level`], [`Error::Unavailable`].
+    /// subject's compatibility [`Level`], [`Error::ReadOnly`], [`Error::SchemaTooLarge`], [`Error::Unavailable`].
     fn register(&self, subject: &str, schema: &str) -> Result<SchemaId>;
 
     /// Finds the version of a subject with this schema.

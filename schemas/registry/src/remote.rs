@@ -5,6 +5,7 @@
 
 mod attempt;
 mod config;
+mod manage;
 
 pub use config::{Auth, Config};
 
@@ -347,6 +348,17 @@ fn registered(subject: &str, answer: &RawRegisteredSchema, sent: Option<&str>) -
         version: answer.version?,
         id: SchemaId(answer.id?),
         schema: answer.schema.as_deref().or(sent)?.to_owned(),
+    })
+}
+
+/// Reads a version from JSON.
+fn registered_json(subject: &str, answer: &Value) -> Option<Registered> {
+    let number = |name: &str| u32::try_from(answer.get(name)?.as_u64()?).ok();
+    Some(Registered {
+        subject: subject.to_owned(),
+        version: number("version")?,
+        id: SchemaId(number("id")?),
+        schema: answer.get("schema")?.as_str()?.to_owned(),
     })
 }
 

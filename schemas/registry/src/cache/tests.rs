@@ -10,6 +10,36 @@ struct Fake {
     gone: std::sync::atomic::AtomicBool,
 }
 
+impl Manage for Fake {
+    fn list_subjects(&self, _: Deleted) -> Result<Vec<String>> {
+        Ok(vec![])
+    }
+    fn list_versions(&self, _: &str, _: Deleted) -> Result<Vec<u32>> {
+        Ok(vec![])
+    }
+    fn any_version(&self, subject: &str, version: Version) -> Result<Registered> {
+        self.version(subject, version)
+    }
+    fn delete_subject(&self, _: &str, _: Deletion) -> Result<Vec<u32>> {
+        Ok(vec![1])
+    }
+    fn delete_version(&self, _: &str, _: Version, _: Deletion) -> Result<u32> {
+        Ok(1)
+    }
+    fn remove_level(&self, _: Option<&str>) -> Result<Level> {
+        Ok(Level::Full)
+    }
+    fn mode(&self, _: Option<&str>) -> Result<Option<Mode>> {
+        Ok(None)
+    }
+    fn set_mode(&self, _: Option<&str>, _: Mode) -> Result<()> {
+        Ok(())
+    }
+    fn remove_mode(&self, _: &str) -> Result<Mode> {
+        Ok(Mode::ReadOnly)
+    }
+}
+
 impl Registry for Fake {
     fn register(&self, _: &str, _: &str) -> Result<SchemaId> {
         self.calls.fetch_add(1, Ordering::SeqCst);
@@ -139,4 +169,19 @@ fn schema_of_another_type_has_a_text() {
     let catalog = Catalog::new(Arc::new(Fake::default()));
     assert!(matches!(catalog.schema(SchemaId(2)), Err(Error::InvalidSchema { .. })));
     assert_eq!(&*catalog.by_id(SchemaId(2)).unwrap(), "message Protobuf {}");
+}
+
+#[test]
+fn deleted_schema_is_registered_again() {
+    let fake = Arc::new(Fake::default());
+    let catalog = Catalog::new(fake.clone());
+    let register = || {
+        catalog.register("s", "\"long\"").unwrap();
+        fake.calls.load(Ordering::SeqCst)
+    };
+    assert_eq!((register(), register()), (1, 1));
+    catalog.delete_version("s", Version::Latest, Deletion::Soft).unwrap();
+    assert_eq!((register(), register()), (2, 2));
+    catalog.delete_subject("s", Deletion::Soft).unwrap();
+    assert_eq!(register(), 3);
 }

@@ -2,9 +2,12 @@
 //!
 //! Keys have one canonical form, because log compaction compares bytes. Unknown fields and record types are ignored.
 
-use crate::Level;
+use crate::{Level, Mode};
 use schemas::ids::SchemaId;
 use serde::{Deserialize, Serialize};
+
+/// Key type of [`Record::LastId`].
+const LAST_ID: &str = "TRUNKLINE_LAST_ID";
 
 /// A record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +31,23 @@ pub(super) enum Record {
         subject: String,
         /// Version.
         version: u32,
+    },
+    /// All versions of a subject up to this one are deleted softly. Written by Confluent's registry.
+    DeleteSubject {
+        /// Subject.
+        subject: String,
+        /// Version.
+        version: u32,
+    },
+    /// The greatest id that was assigned. Written before a permanent deletion, because an id must never be assigned again,
+    /// and the record that contains it will be compacted away. Other registries ignore the record.
+    LastId(SchemaId),
+    /// A mode of a subject, or the global one.
+    Mode {
+        /// Subject; `None` for the global mode.
+        subject: Option<String>,
+        /// The mode; `None` removes it.
+        mode: Option<Mode>,
     },
     /// A compatibility level of a subject, or the global one.
     Config {
@@ -63,6 +83,36 @@ struct ConfigKey<'a> {
     magic: u8,
 }
 
+#[derive(Serialize)]
+struct ModeKey<'a> {
+    keytype: &'static str,
+    subject: Option<&'a str>,
+    prefix: bool,
+    magic: u8,
+}
+
+#[derive(Serialize)]
+struct PlainKey {
+    keytype: &'static str,
+    magic: u8,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ModeValue {
+    mode: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct DeleteSubjectValue {
+    subject: String,
+    version: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct LastIdValue {
+    id: u32,
+}
+
 #[derive(Serialize, Deserialize)]
 struct SchemaValue<'a> {
     subject: std::borrow::Cow<'a, str>,
@@ -80,7 +130,8 @@ struct ConfigValue {
 }
 
 impl Record {
-    /// Parses a record; `None` for types that are not supported here (`NOOP`, modes, contexts).
+    /// Parses a record; `None` for types that are not supported here (`NOOP`, contexts, modes that this registry does not
+    /// have).
     pub(super) fn read(key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Option<Record>, String> {
         let key: AnyKey = serde_json::from_slice(key.unwrap_or_default()).map_err(|e| format!("key: {e}"))?;
         match (key.keytype.as_str(), value) {
@@ -110,12 +161,35 @@ impl Record {
                 subject: key.subject,
                 level: None,
             })),
+            ("MODE", Some(value)) => {
+                let value: ModeValue = serde_json::from_slice(value).map_err(|e| format!("value: {e}"))?;
+                let mode = value.mode.parse().ok();
+                Ok(mode.map(|mode| Record::Mode {
+                    subject: key.subject,
+                    mode: Some(mode),
+                }))
+            }
+            ("MODE", None) => Ok(Some(Record::Mode {
+                subject: key.subject,
+                mode: None,
+            })),
+            ("DELETE_SUBJECT", Some(value)) => {
+                let value: DeleteSubjectValue = serde_json::from_slice(value).map_err(|e| format!("value: {e}"))?;
+                Ok(Some(Record::DeleteSubject {
+                    subject: value.subject,
+                    version: value.version,
+                }))
+            }
+            (LAST_ID, Some(value)) => {
+                let value: LastIdValue = serde_json::from_slice(value).map_err(|e| format!("value: {e}"))?;
+                Ok(Some(Record::LastId(SchemaId(value.id))))
+            }
             _ => Ok(None),
         }
     }
 
-    /// Encodes key and value. This code never writes tombstones, so their value is empty.
-    pub(super) fn write(&self) -> (Vec<u8>, Vec<u8>) {
+    /// Encodes key and value; the value of a tombstone is `None`.
+    pub(super) fn write(&self) -> (Vec<u8>, Option<Vec<u8>>) {
         match self {
             Record::Schema {
                 subject,
@@ -123,42 +197,68 @@ impl Record {
                 id,
                 schema,
                 deleted,
-            } => (
-                json(&SchemaKey {
-                    keytype: "SCHEMA",
-                    subject,
-                    version: *version,
-                    magic: 1,
-                }),
-                json(&SchemaValue {
+            } => {
+                let value = SchemaValue {
                     subject: subject.into(),
                     version: *version,
                     id: id.0,
                     schema: schema.into(),
                     deleted: *deleted,
-                }),
-            ),
-            Record::SchemaTombstone { subject, version } => (
-                json(&SchemaKey {
-                    keytype: "SCHEMA",
-                    subject,
+                };
+                (schema_key(subject, *version), Some(json(&value)))
+            }
+            Record::SchemaTombstone { subject, version } => (schema_key(subject, *version), None),
+            Record::DeleteSubject { subject, version } => {
+                let value = DeleteSubjectValue {
+                    subject: subject.clone(),
                     version: *version,
-                    magic: 1,
-                }),
-                Vec::new(),
-            ),
-            Record::Config { subject, level } => (
-                json(&ConfigKey {
-                    keytype: "CONFIG",
+                };
+                (subject_key("DELETE_SUBJECT", Some(subject)), Some(json(&value)))
+            }
+            Record::LastId(id) => {
+                let (keytype, magic) = (LAST_ID, 0);
+                (
+                    json(&PlainKey { keytype, magic }),
+                    Some(json(&LastIdValue { id: id.0 })),
+                )
+            }
+            Record::Mode { subject, mode } => {
+                let key = ModeKey {
+                    keytype: "MODE",
                     subject: subject.as_deref(),
+                    prefix: false,
                     magic: 0,
-                }),
-                json(&ConfigValue {
-                    level: level.unwrap_or_default().name().to_owned(),
-                }),
-            ),
+                };
+                let value = mode.map(|mode| ModeValue {
+                    mode: mode.name().to_owned(),
+                });
+                (json(&key), value.as_ref().map(json))
+            }
+            Record::Config { subject, level } => {
+                let value = level.map(|level| ConfigValue {
+                    level: level.name().to_owned(),
+                });
+                (subject_key("CONFIG", subject.as_deref()), value.as_ref().map(json))
+            }
         }
     }
+}
+
+fn schema_key(subject: &str, version: u32) -> Vec<u8> {
+    json(&SchemaKey {
+        keytype: "SCHEMA",
+        subject,
+        version,
+        magic: 1,
+    })
+}
+
+fn subject_key(keytype: &'static str, subject: Option<&str>) -> Vec<u8> {
+    json(&ConfigKey {
+        keytype,
+        subject,
+        magic: 0,
+    })
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
@@ -193,8 +293,22 @@ mod tests {
                 r#"{"keytype":"CONFIG","subject":null,"magic":0}"#,
                 r#"{"compatibilityLevel":"FULL"}"#,
             ),
+            (
+                Record::Mode {
+                    subject: Some("s".to_owned()),
+                    mode: Some(Mode::ReadOnly),
+                },
+                r#"{"keytype":"MODE","subject":"s","prefix":false,"magic":0}"#,
+                r#"{"mode":"READONLY"}"#,
+            ),
+            (
+                Record::LastId(SchemaId(9)),
+                r#"{"keytype":"TRUNKLINE_LAST_ID","magic":0}"#,
+                r#"{"id":9}"#,
+            ),
         ] {
             let (k, v) = record.write();
+            let v = v.unwrap();
             assert_eq!(
                 (std::str::from_utf8(&k).unwrap(), std::str::from_utf8(&v).unwrap()),
                 (key, value)
@@ -207,7 +321,13 @@ mod tests {
     fn unknown_records_are_ignored_and_invalid_ones_rejected() {
         assert_eq!(Record::read(Some(br#"{"keytype":"NOOP","magic":0}"#), None), Ok(None));
         let mode = br#"{"keytype":"MODE","subject":null,"prefix":false,"magic":0}"#;
-        assert_eq!(Record::read(Some(mode), Some(br#"{"mode":"READWRITE"}"#)), Ok(None));
+        assert_eq!(Record::read(Some(mode), Some(br#"{"mode":"IMPORT"}"#)), Ok(None));
+        let deleted = br#"{"keytype":"DELETE_SUBJECT","subject":"s","magic":0}"#;
+        let read = Record::read(Some(deleted), Some(br#"{"subject":"s","version":3}"#));
+        let (subject, version) = ("s".to_owned(), 3);
+        assert_eq!(read, Ok(Some(Record::DeleteSubject { subject, version })));
+        // The tombstone of a deletion changes nothing.
+        assert_eq!(Record::read(Some(deleted), None), Ok(None));
         let newer = br#"{"subject":"s","version":1,"id":1,"md5Bytes":"x","schema":"\"int\"","schemaType":"AVRO","deleted":true}"#;
         let read = Record::read(
             Some(br#"{"keytype":"SCHEMA","subject":"s","version":1,"magic":1}"#),

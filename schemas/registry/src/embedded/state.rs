@@ -2,7 +2,7 @@
 //! IO.
 
 use super::record::Record;
-use crate::{Error, Level, Registered, Result, Version};
+use crate::{Deleted, Deletion, Error, Level, Mode, Registered, Result, Version};
 use schemas::ids::SchemaId;
 use schemas::schema::Schema;
 use serde_json::Value;
@@ -17,6 +17,9 @@ pub(super) struct State {
     by_schema: HashMap<String, SchemaId>,
     subjects: BTreeMap<String, BTreeMap<u32, Entry>>,
     levels: HashMap<Option<String>, Level>,
+    modes: HashMap<Option<String>, Mode>,
+    /// The greatest id that was ever assigned, including those of permanently deleted schemas.
+    last_id: u32,
 }
 
 struct Entry {
@@ -24,12 +27,11 @@ struct Entry {
     deleted: bool,
 }
 
-/// What must be done to register a schema.
-pub(super) enum Decision {
-    /// No record: the schema is already registered under this id.
-    Known(SchemaId),
-    /// This record, which registers the schema under this id.
-    Write(SchemaId, Record),
+/// What a change must write, and its result.
+pub(super) struct Decision<T> {
+    /// The records; empty if nothing changes.
+    pub(super) records: Vec<Record>,
+    pub(super) result: T,
 }
 
 impl State {
@@ -43,6 +45,7 @@ impl State {
                 schema,
                 deleted,
             } => {
+                self.last_id = self.last_id.max(id.0);
                 self.by_schema.entry(normalized(&schema)).or_insert(id);
                 self.by_id.insert(id, schema.into());
                 self.subjects
@@ -50,10 +53,22 @@ impl State {
                     .or_default()
                     .insert(version, Entry { id, deleted });
             }
-            Record::SchemaTombstone { subject, version } => {
-                if let Some(versions) = self.subjects.get_mut(&subject) {
-                    versions.remove(&version);
+            Record::SchemaTombstone { subject, version } => self.remove(&subject, version),
+            Record::DeleteSubject { subject, version } => {
+                let versions = self.subjects.get_mut(&subject).into_iter().flatten();
+                for (_, entry) in versions.filter(|(number, _)| **number <= version) {
+                    entry.deleted = true;
                 }
+            }
+            Record::LastId(id) => self.last_id = self.last_id.max(id.0),
+            Record::Mode {
+                subject,
+                mode: Some(mode),
+            } => {
+                self.modes.insert(subject, mode);
+            }
+            Record::Mode { subject, mode: None } => {
+                self.modes.remove(&subject);
             }
             Record::Config {
                 subject,
@@ -67,15 +82,41 @@ impl State {
         }
     }
 
+    /// Removes a version, and its schema if no other version uses it.
+    fn remove(&mut self, subject: &str, version: u32) {
+        let Some(versions) = self.subjects.get_mut(subject) else {
+            return;
+        };
+        let removed = versions.remove(&version);
+        if versions.is_empty() {
+            self.subjects.remove(subject);
+        }
+        let Some(Entry { id, .. }) = removed else { return };
+        let mut entries = self.subjects.values().flat_map(BTreeMap::values);
+        if entries.all(|entry| entry.id != id)
+            && let Some(text) = self.by_id.remove(&id)
+        {
+            let text = normalized(&text);
+            if self.by_schema.get(&text) == Some(&id) {
+                self.by_schema.remove(&text);
+            }
+        }
+    }
+
     /// The JSON of a schema.
     pub(super) fn text(&self, id: SchemaId) -> Option<Arc<str>> {
         self.by_id.get(&id).cloned()
     }
 
     fn active(&self, subject: &str) -> impl DoubleEndedIterator<Item = (u32, SchemaId)> {
+        self.listed(subject, Deleted::Exclude)
+    }
+
+    /// Versions of a subject with their ids.
+    fn listed(&self, subject: &str, deleted: Deleted) -> impl DoubleEndedIterator<Item = (u32, SchemaId)> {
         let versions = self.subjects.get(subject).into_iter().flatten();
         versions
-            .filter(|(_, entry)| !entry.deleted)
+            .filter(move |(_, entry)| deleted.contains(entry.deleted))
             .map(|(version, entry)| (*version, entry.id))
     }
 
@@ -96,18 +137,18 @@ impl State {
         Some(self.registered(subject, version, id))
     }
 
-    /// All subjects with an active version.
-    pub(super) fn subjects(&self) -> Vec<String> {
+    /// All subjects with such a version.
+    pub(super) fn subjects(&self, deleted: Deleted) -> Vec<String> {
         self.subjects
             .keys()
-            .filter(|subject| self.active(subject).next().is_some())
+            .filter(|subject| self.listed(subject, deleted).next().is_some())
             .cloned()
             .collect()
     }
 
-    /// The versions of a subject.
-    pub(super) fn versions(&self, subject: &str) -> Result<Vec<u32>> {
-        let versions: Vec<u32> = self.active(subject).map(|(version, _)| version).collect();
+    /// Such versions of a subject.
+    pub(super) fn versions(&self, subject: &str, deleted: Deleted) -> Result<Vec<u32>> {
+        let versions: Vec<u32> = self.listed(subject, deleted).map(|(version, _)| version).collect();
         if versions.is_empty() {
             return Err(Error::SubjectNotFound {
                 subject: subject.to_owned(),
@@ -116,12 +157,12 @@ impl State {
         Ok(versions)
     }
 
-    /// One version of a subject.
-    pub(super) fn version(&self, subject: &str, version: Version) -> Result<Registered> {
-        self.versions(subject)?;
+    /// One of such versions of a subject.
+    pub(super) fn version(&self, subject: &str, version: Version, deleted: Deleted) -> Result<Registered> {
+        self.versions(subject, deleted)?;
         let found = match version {
-            Version::Latest => self.active(subject).next_back(),
-            Version::Number(number) => self.active(subject).find(|(version, _)| *version == number),
+            Version::Latest => self.listed(subject, deleted).next_back(),
+            Version::Number(number) => self.listed(subject, deleted).find(|(version, _)| *version == number),
         };
         let (number, id) = found.ok_or_else(|| Error::VersionNotFound {
             version: version.to_string(),
@@ -154,11 +195,113 @@ impl State {
             .unwrap_or_default()
     }
 
-    /// Decides what the registration of a schema requires. Does not change the state.
-    pub(super) fn decide(&self, subject: &str, new: &Schema) -> Result<Decision> {
-        if let Some(found) = self.find(subject, new.text()) {
-            return Ok(Decision::Known(found.id));
+    /// The mode that is set for a subject; the global mode for `None`.
+    pub(super) fn own_mode(&self, subject: Option<&str>) -> Option<Mode> {
+        let own = self.modes.get(&subject.map(str::to_owned)).copied();
+        // There is always a global mode.
+        own.or_else(|| subject.is_none().then(Mode::default))
+    }
+
+    /// Fails if the mode of a subject forbids changes.
+    fn check_writable(&self, subject: &str) -> Result<()> {
+        let global = self.own_mode(None).unwrap_or_default();
+        let effective = self.own_mode(Some(subject)).unwrap_or(global);
+        if global == Mode::ReadOnlyOverride || effective != Mode::ReadWrite {
+            return Err(Error::ReadOnly {
+                subject: subject.to_owned(),
+            });
         }
+        Ok(())
+    }
+
+    /// Decides what the deletion of all versions of a subject requires. Returns the versions.
+    pub(super) fn delete_subject(&self, subject: &str, deletion: Deletion) -> Result<Decision<Vec<u32>>> {
+        self.check_writable(subject)?;
+        let named = || subject.to_owned();
+        let all = self.versions(subject, Deleted::Include)?;
+        let active = self.versions(subject, Deleted::Exclude).unwrap_or_default();
+        match deletion {
+            Deletion::Soft if active.is_empty() => Err(Error::SubjectDeleted { subject: named() }),
+            Deletion::Permanent if !active.is_empty() => Err(Error::SubjectNotDeleted { subject: named() }),
+            Deletion::Soft => Ok(Decision {
+                records: active
+                    .iter()
+                    .filter_map(|version| self.deleted(subject, *version))
+                    .collect(),
+                result: active,
+            }),
+            Deletion::Permanent => Ok(Decision {
+                records: self.tombstones(subject, &all),
+                result: all,
+            }),
+        }
+    }
+
+    /// Decides what the deletion of one version requires. Returns its number.
+    pub(super) fn delete_version(&self, subject: &str, version: Version, deletion: Deletion) -> Result<Decision<u32>> {
+        self.check_writable(subject)?;
+        // The latest version is the latest that can be deleted in this way.
+        let listed = match (version, deletion) {
+            (Version::Latest, Deletion::Soft) => Deleted::Exclude,
+            (Version::Latest, Deletion::Permanent) => Deleted::Only,
+            (Version::Number(_), _) => Deleted::Include,
+        };
+        let result = self.version(subject, version, listed)?.version;
+        let is_deleted = self.entry(subject, result).is_some_and(|entry| entry.deleted);
+        let (subject_name, number) = (subject.to_owned(), result.to_string());
+        match deletion {
+            Deletion::Soft if is_deleted => Err(Error::VersionDeleted {
+                subject: subject_name,
+                version: number,
+            }),
+            Deletion::Permanent if !is_deleted => Err(Error::VersionNotDeleted {
+                subject: subject_name,
+                version: number,
+            }),
+            Deletion::Soft => Ok(Decision {
+                records: self.deleted(subject, result).into_iter().collect(),
+                result,
+            }),
+            Deletion::Permanent => Ok(Decision {
+                records: self.tombstones(subject, &[result]),
+                result,
+            }),
+        }
+    }
+
+    fn entry(&self, subject: &str, version: u32) -> Option<&Entry> {
+        self.subjects.get(subject)?.get(&version)
+    }
+
+    /// The record of a version that is deleted softly.
+    fn deleted(&self, subject: &str, version: u32) -> Option<Record> {
+        let id = self.entry(subject, version)?.id;
+        Some(Record::Schema {
+            subject: subject.to_owned(),
+            version,
+            id,
+            schema: self.by_id.get(&id)?.to_string(),
+            deleted: true,
+        })
+    }
+
+    /// The records that remove versions permanently.
+    fn tombstones(&self, subject: &str, versions: &[u32]) -> Vec<Record> {
+        let tombstone = |version: &u32| Record::SchemaTombstone {
+            subject: subject.to_owned(),
+            version: *version,
+        };
+        let last_id = Record::LastId(SchemaId(self.last_id));
+        [last_id].into_iter().chain(versions.iter().map(tombstone)).collect()
+    }
+
+    /// Decides what the registration of a schema requires. Returns its id.
+    pub(super) fn register(&self, subject: &str, new: &Schema) -> Result<Decision<SchemaId>> {
+        if let Some(found) = self.find(subject, new.text()) {
+            let (records, result) = (Vec::new(), found.id);
+            return Ok(Decision { records, result });
+        }
+        self.check_writable(subject)?;
         let level = self.level_of(subject);
         let compared = if level.is_transitive() { usize::MAX } else { 1 };
         let mut conflicts = Vec::new();
@@ -180,8 +323,7 @@ impl State {
             });
         }
         let known = self.by_schema.get(&normalized(new.text())).copied();
-        let next = self.by_id.last_key_value().map_or(1, |(id, _)| id.0.saturating_add(1));
-        let id = known.unwrap_or(SchemaId(next));
+        let id = known.unwrap_or(SchemaId(self.last_id.saturating_add(1)));
         let last = self
             .subjects
             .get(subject)
@@ -193,7 +335,10 @@ impl State {
             schema: new.text().to_owned(),
             deleted: false,
         };
-        Ok(Decision::Write(id, record))
+        Ok(Decision {
+            records: vec![record],
+            result: id,
+        })
     }
 }
 

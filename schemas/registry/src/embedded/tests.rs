@@ -1,6 +1,7 @@
 //! Embedded registries that share an in-memory log.
 
 use super::*;
+use crate::{Deletion, Manage as _, Mode};
 use event_log::embedded::{Clock, Config, EmbeddedLog};
 use std::collections::BTreeMap;
 
@@ -145,9 +146,21 @@ fn foreign_records_are_read_and_invalid_ones_skipped() {
     push(&key(2), Some(&value(2, 41, false).replace("int", "long")));
     push(&key(3), Some(&value(3, 42, false).replace("int", "string")));
     push(&key(3), None);
+    // Confluent's registry marks the versions of a deleted subject with one record.
+    push(
+        &key(1).replace("\"a\"", "\"gone\""),
+        Some(&value(1, 30, false).replace("\"a\"", "\"gone\"")),
+    );
+    push(
+        r#"{"keytype":"DELETE_SUBJECT","subject":"gone","magic":0}"#,
+        Some(r#"{"subject":"gone","version":1}"#),
+    );
+    // A schema with id 50 was removed permanently, and its records were compacted away.
+    push(r#"{"keytype":"TRUNKLINE_LAST_ID","magic":0}"#, Some(r#"{"id":50}"#));
     log.append(&batch).unwrap();
     let registry = Embedded::open(log).unwrap();
     assert_eq!(registry.versions("a"), Ok(vec![2]));
+    assert_eq!(registry.subjects(), Ok(vec!["a".to_owned()]));
     assert_eq!(
         &*registry.by_id(SchemaId(40)).unwrap(),
         "\"int\"",
@@ -156,10 +169,35 @@ fn foreign_records_are_read_and_invalid_ones_skipped() {
     assert_eq!(registry.set_level(Some("a"), Level::None), Ok(()));
     assert_eq!(
         registry.register("a", "\"bytes\""),
-        Ok(SchemaId(43)),
-        "new ids follow the highest one"
+        Ok(SchemaId(51)),
+        "new ids follow the greatest one that was ever assigned"
     );
     assert_eq!(registry.versions("a"), Ok(vec![2, 3]));
+}
+
+#[test]
+fn deletions_and_modes_survive_a_restart() {
+    let log = memory_log();
+    let first = Embedded::open(log.clone()).unwrap();
+    for (subject, at) in [("a", 1), ("a", 2), ("b", 3)] {
+        first.register(subject, &numbered(at)).unwrap();
+    }
+    assert_eq!(first.delete_subject("b", Deletion::Soft), Ok(vec![1]));
+    assert_eq!(first.delete_subject("b", Deletion::Permanent), Ok(vec![1]));
+    assert_eq!(first.delete_version("a", Version::Latest, Deletion::Soft), Ok(2));
+    first.set_mode(Some("a"), Mode::ReadOnly).unwrap();
+    first.set_level(Some("a"), Level::Full).unwrap();
+    assert_eq!(first.remove_level(Some("a")), Ok(Level::Full));
+
+    let second = Embedded::open(log).unwrap();
+    assert_eq!(second.list_subjects(Deleted::Include), Ok(vec!["a".to_owned()]));
+    assert_eq!(second.list_versions("a", Deleted::Only), Ok(vec![2]));
+    assert_eq!(second.level(Some("a")), Ok(None));
+    let rejected = second.register("a", &numbered(4)).unwrap_err();
+    assert_eq!(rejected.code(), 42205);
+    assert_eq!(second.remove_mode("a"), Ok(Mode::ReadOnly));
+    // Id 3 was assigned to the schema that is removed.
+    assert_eq!(second.register("b", &numbered(4)), Ok(SchemaId(4)));
 }
 
 #[test]

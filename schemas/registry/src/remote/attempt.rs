@@ -162,7 +162,18 @@ impl Shared {
                 version: about.version.clone(),
             },
             (_, 40403) => Error::SchemaNotFound { id: about.id },
+            (_, 40404) => Error::SubjectDeleted { subject },
+            (_, 40405) => Error::SubjectNotDeleted { subject },
+            (_, 40406 | 40407) => {
+                let version = about.version.clone();
+                if code == 40406 {
+                    Error::VersionDeleted { subject, version }
+                } else {
+                    Error::VersionNotDeleted { subject, version }
+                }
+            }
             (_, 40408) => Error::NoLevel { subject },
+            (_, 40409) => Error::NoMode { subject },
             (409, _) => Error::Incompatible {
                 subject,
                 conflicts: vec![message],
@@ -171,7 +182,9 @@ impl Shared {
                 version: about.version.clone(),
             },
             (_, 42203) => Error::InvalidLevel { level: message },
-            (422, _) => Error::InvalidSchema { reason: message },
+            (_, 42204) => Error::InvalidMode { mode: message },
+            (_, 42205) => Error::ReadOnly { subject },
+            (422, 0 | 422 | 42201) => Error::InvalidSchema { reason: message },
             (401 | 403, _) => Error::Unauthorized {
                 registry: self.url.clone(),
                 attempted: about.attempted.to_owned(),
