@@ -1,6 +1,6 @@
-//! Idempotency keys of the ingest listener, in a process that is killed between requests.
+//! The ingest listener: idempotency keys in a process that is killed between requests, and deleted rows of events.
 
-use crate::support::{Dev, wait_for};
+use crate::support::{Dev, Phone, wait_for};
 use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -25,11 +25,17 @@ struct Answer {
 
 impl Backend {
     fn start() -> Backend {
+        let sample = format!("{}/../topology/samples/streams.toml", env!("CARGO_MANIFEST_DIR"));
+        Self::with(&std::fs::read_to_string(sample).unwrap())
+    }
+
+    fn with(topology: &str) -> Backend {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
         std::fs::create_dir(&data).unwrap();
-        let topology = format!("{}/../topology/samples/streams.toml", env!("CARGO_MANIFEST_DIR"));
-        let dev = Dev::start(&data, &["--topology", &topology]);
+        let file = dir.path().join("topology.toml");
+        std::fs::write(&file, topology).unwrap();
+        let dev = Dev::start(&data, &["--topology", &file.display().to_string()]);
         Backend {
             dev,
             data,
@@ -143,4 +149,125 @@ fn concurrent_posts_with_one_key_store_one_record() {
     assert!(answers.iter().all(|a| a.status == 200), "{answers:?}");
     assert_eq!(answers.iter().filter(|a| !a.replayed).count(), 1, "{answers:?}");
     assert_eq!(backend.dev.records("streams.change.shop").len(), 2);
+}
+
+#[test]
+fn event_with_a_key_is_stored_once_after_sigkill() {
+    let mut backend = Backend::start();
+    let event = |order: i64| json!({"order_id": order, "customer_id": 1, "screen": "s"});
+    let two = json!([event(1), event(2)]).to_string();
+    let first = backend.post("event.order_viewed", &[b"key"], &two);
+    assert_eq!((first.status, first.replayed), (200, false), "{first:?}");
+    assert_eq!(first.body["stored"], 2);
+    for _ in 0..2 {
+        let again = backend.post("event.order_viewed", &[b"\"key\""], &two);
+        assert_eq!((again.status, again.replayed), (200, true), "{again:?}");
+        assert_eq!(again.body, first.body);
+        let other = backend.post("event.order_viewed", &[b"key"], &event(3).to_string());
+        assert_eq!(
+            (other.status, &other.body["type"]),
+            (422, &json!("/problems/idempotency-key-reused"))
+        );
+        backend.kill();
+    }
+    // Keys are scoped by topic, and deletions have their own.
+    assert!(!backend.post("change.shop", &[b"key"], &customer(1)).replayed);
+    let deleted = backend.post("event.order_viewed/deletions", &[b"key"], &two);
+    assert_eq!((deleted.status, deleted.replayed), (200, false), "{deleted:?}");
+    let stored = backend.dev.records("streams.event.order_viewed");
+    assert_eq!(stored.len(), 4, "{stored:?}");
+}
+
+const NOTES: &str = r#"
+name = "notes"
+
+[[event]]
+name = "noted"
+fields = { id = "int8", doc = "jsonb?" }
+key = ["id"]
+partitions = 2
+
+[[bucket]]
+name = "all"
+
+[[view]]
+name = "noted"
+from = "event:noted"
+bucket = "all"
+
+[[membership]]
+bucket = "all"
+
+[[node]]
+name = "one"
+runs = ["ingest", "processor:sync-views", "edge"]
+"#;
+
+#[test]
+fn deleted_event_rows_disappear_from_devices() {
+    let backend = Backend::with(NOTES);
+    let doc = r#"{"z":1.10,"a":[12345678901234567890123]}"#;
+    let events = format!(r#"[{{"id":1,"doc":{doc}}},{{"id":2}}]"#);
+    assert_eq!(backend.post("event.noted", &[], &events).status, 200);
+    let token = backend.dev.token("1", &[]);
+    let mut phone = Phone::new("phone", &token);
+    let edge = backend.dev.url("edge");
+    let mut rows = |count: usize| {
+        wait_for("the rows of the device", LIMIT, || {
+            phone.poll(&edge, 1);
+            (phone.view("noted").count() == count).then_some(())
+        });
+    };
+    rows(2);
+    // The text of a jsonb column reaches devices as it was posted.
+    let request = backend.client.get(format!("{edge}/v1/sync")).bearer_auth(&token);
+    let page = request
+        .header("trunkline-device", "raw")
+        .send()
+        .unwrap()
+        .text()
+        .unwrap();
+    assert!(page.contains(doc), "{page}");
+    let deleted = backend.post("event.noted/deletions", &[b"erase-1"], r#"{"id":1}"#);
+    assert_eq!(
+        (deleted.status, &deleted.body["stored"]),
+        (200, &json!(1)),
+        "{deleted:?}"
+    );
+    rows(1);
+    // Records and requests are counted by credential.
+    let admin = backend.dev.url("admin");
+    let metrics = backend
+        .client
+        .get(format!("{admin}/metrics"))
+        .send()
+        .unwrap()
+        .text()
+        .unwrap();
+    let has = |name: &str, labels: &[&str], value: &str| {
+        let mut lines = metrics
+            .lines()
+            .filter(|line| line.starts_with(name) && line.ends_with(value));
+        assert!(
+            lines.any(|line| labels.iter().all(|label| line.contains(label))),
+            "{name} {labels:?}: {metrics}"
+        );
+    };
+    let credential = "credential=\"dev\"";
+    has(
+        "trunkline_ingest_records_total",
+        &[credential, "topic=\"event.noted\""],
+        "} 3",
+    );
+    let route = "route=\"/v1/ingest/{topic}/deletions\"";
+    has(
+        "trunkline_listener_requests_total",
+        &[credential, route, "status=\"200\""],
+        "} 1",
+    );
+    for listener in ["ingest", "admin"] {
+        let url = format!("{}/openapi.json", backend.dev.url(listener));
+        let document: Value = backend.client.get(url).send().unwrap().json().unwrap();
+        assert_eq!(document["openapi"], "3.1.0", "{listener}");
+    }
 }

@@ -6,12 +6,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Prefixes of metric names.
-const PREFIXES: [&str; 8] = [
+const PREFIXES: [&str; 9] = [
     "trunkline_streams_",
     "trunkline_processor_",
     "trunkline_connector_",
     "trunkline_edge_",
     "trunkline_listener_",
+    "trunkline_ingest_",
     "trunkline_component_",
     "process_resident_",
     "process_cpu_",

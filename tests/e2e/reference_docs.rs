@@ -31,7 +31,7 @@ const CONFIGURATION: [(&str, &str, &str); 16] = [
         "connectors/src/sources/postgres/config.rs",
         "Config",
     ),
-    ("[ingest]", "connectors/src/ingest.rs", "Config"),
+    ("[ingest]", "connectors/src/ingest/config.rs", "Config"),
     (
         "[[ingest.credentials]]",
         "connectors/src/ingest/access.rs",

@@ -186,14 +186,7 @@ fn plan(dev: &args::Dev, topology: Topology, key: &DevKey, ingest_token: &str) -
         certificate: None,
         topics: vec!["*".into()],
     };
-    let ingest = ingest::Config {
-        listen: loopback(dev.ingest_port),
-        tls: None,
-        insecure: false,
-        credentials: vec![credential],
-        body_bytes_max: 1 << 20,
-        connections_max: 1_024,
-    };
+    let ingest = ingest::Config::on(loopback(dev.ingest_port), vec![credential]);
     Ok(Plan {
         name: "dev".into(),
         topology,

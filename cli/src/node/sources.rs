@@ -7,6 +7,7 @@ use connectors::source::{Context as SourceContext, OnMismatch, run as run_source
 use connectors::sources::http::HttpSourceHandle;
 use connectors::sources::postgres;
 use connectors::status::Handle;
+use schemas::ids::SourceName;
 use schemas::pg_types::Column;
 use topology::{Source, Table};
 
@@ -16,7 +17,7 @@ pub fn start_postgres(context: &Context, source: &Source, config: &postgres::Con
     let registry = context.backends.registry.clone();
     let connector = postgres::Source::new(&context.names, &source.name, config, tables, registry)?;
     let objects = connector.objects();
-    let handle = start(context, source, connector, config.on_mismatch);
+    let handle = start(context, &ConnectorName::of(source), connector, config.on_mismatch);
     Ok(running(context, source, handle, Some(objects)))
 }
 
@@ -31,8 +32,41 @@ pub fn start_http(context: &Context, source: &Source) -> (RunningConnector, Http
     let (registry, clock) = (context.backends.registry.clone(), context.backends.clock.clone());
     let topic = topic(context, source);
     let (connector, posts) = connectors::sources::http::Source::new(&source.name, &topic, tables, registry, clock);
-    let handle = start(context, source, connector, OnMismatch::Stop);
+    let handle = start(context, &ConnectorName::of(source), connector, OnMismatch::Stop);
     (running(context, source, handle, None), posts)
+}
+
+/// Starts the source that stores events with an idempotency key. It belongs to this process: its keys are not shared with
+/// other processes, and a process with the same instance name takes it over.
+pub fn start_events(context: &Context) -> HttpSourceHandle {
+    let instance = context.processors.instance.as_deref().unwrap_or(&context.node);
+    // A declared connector cannot have a name with a dot.
+    let name = ConnectorName {
+        name: format!("ingest.{instance}"),
+        component: "ingest events".to_owned(),
+    };
+    let (registry, clock) = (context.backends.registry.clone(), context.backends.clock.clone());
+    let source = SourceName::new("ingest").expect("the name is valid");
+    let (connector, posts) = connectors::sources::http::Source::new(&source, "", Vec::new(), registry, clock);
+    start(context, &name, connector, OnMismatch::Stop);
+    posts
+}
+
+/// The names of a connector.
+struct ConnectorName {
+    /// In positions, metrics and the transactional id.
+    name: String,
+    /// In readiness.
+    component: String,
+}
+
+impl ConnectorName {
+    fn of(source: &Source) -> Self {
+        Self {
+            name: source.name.to_string(),
+            component: format!("connector {}", source.name),
+        }
+    }
 }
 
 fn running(
@@ -50,22 +84,22 @@ fn running(
     }
 }
 
-fn start<S>(context: &Context, source: &Source, connector: S, on_mismatch: OnMismatch) -> Handle
+fn start<S>(context: &Context, name: &ConnectorName, connector: S, on_mismatch: OnMismatch) -> Handle
 where
     S: connectors::source::Source + Send + 'static,
 {
-    let name = source.name.to_string();
-    let component = context.readiness.register(format!("connector {name}"));
+    let component = context.readiness.register(name.component.as_str());
+    let name = &name.name;
     let source_context = SourceContext {
         name: name.clone(),
-        transactional_id: context.names.connector(&name),
+        transactional_id: context.names.connector(name),
         transaction_timeout: connectors::source::TRANSACTION_TIMEOUT,
         positions_topic: context.names.positions(),
         log: context.backends.log.clone(),
         registry: context.backends.registry.clone(),
         clock: context.backends.clock.clone(),
         runtime: tokio::runtime::Handle::current(),
-        handle: Handle::new(&name, component),
+        handle: Handle::new(name, component),
         on_mismatch,
         replication: context.backends.replication,
     };

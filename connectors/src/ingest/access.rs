@@ -1,11 +1,13 @@
 //! Authentication of backends: bearer tokens, client certificates, or both.
 
+use super::endpoints::{DELETIONS, PATH};
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use service::access::equal_in_constant_time;
+use service::audit::Audit;
 use service::listener::Peer;
 use service::problem::{TOKEN_INVALID, TOKEN_MISSING};
 use service::{Secret, http};
@@ -80,15 +82,29 @@ pub(super) async fn authenticate(
 ) -> Response {
     let token = http::bearer(request.headers());
     let peer = request.extensions().get::<Peer>();
-    let Some(credential) = credentials.iter().find(|credential| credential.is_of(token, peer)) else {
-        return reject(token.is_some());
+    let credential = credentials.iter().find(|credential| credential.is_of(token, peer));
+    let has_token = token.is_some();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = match credential {
+        None => reject(has_token),
+        Some(credential) => {
+            let backend = Backend {
+                name: credential.name.as_str().into(),
+                topics: credential.topics.clone(),
+            };
+            request.extensions_mut().insert(backend);
+            next.run(request).await
+        }
     };
-    let backend = Backend {
-        name: credential.name.as_str().into(),
-        topics: credential.topics.clone(),
-    };
-    request.extensions_mut().insert(backend);
-    next.run(request).await
+    Audit {
+        listener: "ingest",
+        credential: credential.map(|credential| credential.name.as_str()),
+        method: &method,
+        path: &path,
+        status: response.status(),
+    }
+    .record(true, if path.ends_with("/deletions") { DELETIONS } else { PATH });
+    response
 }
 
 fn reject(has_token: bool) -> Response {

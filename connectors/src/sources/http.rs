@@ -6,21 +6,24 @@
 //! A request with one of the last [`RECENT_MAX`] idempotency keys is not stored again. The keys are part of the
 //! position, which is committed with the records (invariant C14). So they survive a crash, and the key of an aborted
 //! transaction is not kept. A retry of a request whose commit is in progress is answered after that commit.
+//!
+//! A source without tables does the same for the events that an ingest listener receives with an idempotency key.
 
 mod recent;
+mod table;
+
+pub(crate) use table::KeyParts;
 
 pub use recent::{Fingerprint, RECENT_MAX, Receipt};
+pub use table::{Change, DeclaredTable, JsonMismatch, Table};
 
 use crate::error::{Error, Result};
-use crate::source::{self, Batch, Boundary, Budget, Unreadable};
-use event_log::{Header, OutRecord};
+use crate::source::{self, Batch, Boundary, Budget, StaticPart, Unreadable};
+use event_log::{Header, OutBatch, OutRecord};
 use recent::{Recent, Remembered};
 use registry::SharedRegistry;
-use schemas::codec::Datum;
 use schemas::headers::{self, Tx};
-use schemas::ids::{SchemaId, SourceName};
-use schemas::key::KeyWriter;
-use schemas::schema::Schema;
+use schemas::ids::SourceName;
 use schemas::version::Lsn;
 use schemas::{pg_types, wire};
 use serde::{Deserialize, Serialize};
@@ -36,55 +39,6 @@ const FORMAT: u32 = 2;
 /// Number of requests that may wait for the loop. Further requests are rejected with 503.
 const QUEUE_MAX: usize = 1_024;
 
-/// A table, as declared in the topology.
-#[derive(Debug, Clone)]
-pub struct DeclaredTable {
-    /// Name, as in record keys.
-    pub name: Arc<str>,
-    /// The schema of its records.
-    pub schema: Arc<Schema>,
-    /// Indices of the key columns.
-    pub key: Vec<usize>,
-}
-
-/// A table of the source, with its registered schema.
-#[derive(Debug, Clone)]
-pub struct Table {
-    /// Name, as in record keys.
-    pub name: Arc<str>,
-    /// The schema of its records.
-    pub schema: Arc<Schema>,
-    /// Indices of the key columns.
-    pub key: Vec<usize>,
-    id: SchemaId,
-}
-
-/// An encoded change of a request.
-#[derive(Debug)]
-pub struct Change {
-    table: Arc<str>,
-    key: Vec<u8>,
-    value: Option<Vec<u8>>,
-}
-
-/// A JSON value that does not match the schema.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JsonMismatch {
-    /// JSON path of the value.
-    pub path: String,
-    /// Why the value does not match the schema.
-    pub reason: String,
-}
-
-impl JsonMismatch {
-    pub(crate) fn new(path: impl Into<String>, reason: impl Into<String>) -> Self {
-        JsonMismatch {
-            path: path.into(),
-            reason: reason.into(),
-        }
-    }
-}
-
 /// Result of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PostOutcome {
@@ -97,10 +51,26 @@ pub enum PostOutcome {
 }
 
 struct PostRequest {
-    changes: Vec<Change>,
+    content: Content,
     fingerprint: Option<Fingerprint>,
-    trace: Option<String>,
     respond_to: oneshot::Sender<PostOutcome>,
+}
+
+/// What a request stores.
+enum Content {
+    /// A source transaction, with the `traceparent` of its records.
+    Transaction(Vec<Change>, Option<String>),
+    /// Complete records of event topics.
+    Events(OutBatch),
+}
+
+impl Content {
+    fn len(&self) -> usize {
+        match self {
+            Content::Transaction(changes, _) => changes.len(),
+            Content::Events(records) => records.len(),
+        }
+    }
 }
 
 /// A response that is sent when a position has been committed.
@@ -114,7 +84,7 @@ struct PendingResponse {
 #[derive(Clone)]
 pub struct HttpSourceHandle {
     posts: mpsc::Sender<PostRequest>,
-    tables: Arc<RwLock<Arc<[Table]>>>,
+    tables: Arc<RwLock<Option<Arc<[Table]>>>>,
 }
 
 /// Why a request was not stored.
@@ -129,8 +99,8 @@ pub enum PostError {
 }
 
 impl HttpSourceHandle {
-    /// The tables; empty until the source has registered their schemas.
-    pub fn tables(&self) -> Arc<[Table]> {
+    /// The tables; `None` while the source is not running.
+    pub fn tables(&self) -> Option<Arc<[Table]>> {
         self.tables
             .read()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -148,85 +118,30 @@ impl HttpSourceHandle {
         fingerprint: Option<Fingerprint>,
         trace: Option<String>,
     ) -> Result<PostOutcome, PostError> {
+        self.submit(Content::Transaction(changes, trace), fingerprint).await
+    }
+
+    /// Submits records of event topics of a request with an idempotency key, and waits until they are committed.
+    ///
+    /// # Errors
+    /// [`PostError`].
+    pub async fn post_events(&self, records: OutBatch, fingerprint: Fingerprint) -> Result<PostOutcome, PostError> {
+        self.submit(Content::Events(records), Some(fingerprint)).await
+    }
+
+    async fn submit(&self, content: Content, fingerprint: Option<Fingerprint>) -> Result<PostOutcome, PostError> {
+        if self.tables().is_none() {
+            return Err(PostError::Busy);
+        }
         let (respond_to, response) = oneshot::channel();
         self.posts
             .try_send(PostRequest {
-                changes,
+                content,
                 fingerprint,
-                trace,
                 respond_to,
             })
             .map_err(|_| PostError::Busy)?;
         response.await.map_err(|_| PostError::UnknownOutcome)
-    }
-}
-
-impl Table {
-    /// Encodes an inserted or updated row.
-    ///
-    /// # Errors
-    /// The JSON path of the value that does not match the schema, and the reason.
-    pub fn put(&self, row: &serde_json::Value) -> Result<Change, JsonMismatch> {
-        let mut body = Vec::new();
-        self.schema
-            .encode_json(row, &mut body)
-            .map_err(|e| JsonMismatch::new(e.path(), e.reason))?;
-        let mut datums = Vec::new();
-        self.schema
-            .decode(&body, &mut datums)
-            .map_err(|e| JsonMismatch::new("$", e.to_string()))?;
-        let key = self.key_of(|at| datums.get(at).cloned());
-        let mut value = Vec::with_capacity(body.len() + wire::FRAME_LENGTH);
-        wire::frame(self.id, &mut value);
-        value.extend_from_slice(&body);
-        Ok(Change {
-            table: self.name.clone(),
-            key,
-            value: Some(value),
-        })
-    }
-
-    /// Encodes the deletion of the row with these key columns.
-    ///
-    /// # Errors
-    /// As [`Table::put`].
-    pub fn delete(&self, key: &serde_json::Value) -> Result<Change, JsonMismatch> {
-        let mut bodies = Vec::new();
-        for at in &self.key {
-            let Some(field) = self.schema.fields().get(*at) else {
-                continue;
-            };
-            let given = key.get(field.column());
-            let given =
-                given.ok_or_else(|| JsonMismatch::new(format!("$.{}", field.column()), "missing key column"))?;
-            let mut body = Vec::new();
-            let mismatch = |e: schemas::codec::JsonError| JsonMismatch::new(format!("$.{}", field.column()), e.reason);
-            self.schema
-                .encode_json_value(field.ty, given, &mut body)
-                .map_err(mismatch)?;
-            bodies.push((*at, field.ty, body));
-        }
-        let value = |at: usize| {
-            let (_, ty, body) = bodies.iter().find(|(of, ..)| *of == at)?;
-            self.schema.decode_value(*ty, body).ok()
-        };
-        Ok(Change {
-            table: self.name.clone(),
-            key: self.key_of(value),
-            value: None,
-        })
-    }
-
-    fn key_of<'a>(&self, value: impl Fn(usize) -> Option<Datum<'a>>) -> Vec<u8> {
-        let mut out = Vec::new();
-        let mut key = KeyWriter::new(&mut out).str(&self.name);
-        for at in &self.key {
-            if let Some(field) = self.schema.fields().get(*at) {
-                key = key.datum(&self.schema, field.ty, &value(*at).unwrap_or(Datum::Null));
-            }
-        }
-        key.finish();
-        out
     }
 }
 
@@ -238,6 +153,9 @@ pub struct Position {
     source_epoch: u32,
     pos: u64,
     recent: Recent,
+    /// Revision of the static record, which contains older keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rev: Option<String>,
 }
 
 impl Position {
@@ -247,8 +165,15 @@ impl Position {
             v: FORMAT,
             source_epoch,
             pos: 0,
+            rev: recent.static_part().map(|part| part.revision.to_owned()),
             recent,
         }
+    }
+
+    /// Adds the key of a request that is stored at this position.
+    fn remember(&mut self, request: Fingerprint, receipt: Receipt) {
+        self.recent.push(request, receipt);
+        self.rev = self.recent.static_part().map(|part| part.revision.to_owned());
     }
 }
 
@@ -278,11 +203,15 @@ impl source::Position for Position {
         serde_json::to_string(self).expect("numbers and strings always serialize")
     }
 
+    fn static_part(&self) -> Option<StaticPart<'_>> {
+        self.recent.static_part()
+    }
+
     fn complete(&self) -> String {
         self.pos.to_string()
     }
 
-    fn from_json(json: &str, _: Option<&str>) -> std::result::Result<Self, Unreadable> {
+    fn from_json(json: &str, static_json: Option<&str>) -> std::result::Result<Self, Unreadable> {
         let damaged = |error: serde_json::Error| Unreadable::StartOver(error.to_string());
         match serde_json::from_str(json).map_err(damaged)? {
             Version { v: 1 } => {
@@ -292,7 +221,12 @@ impl source::Position for Position {
                     ..Position::start(source_epoch, Recent::default())
                 })
             }
-            Version { v: FORMAT } => serde_json::from_str(json).map_err(damaged),
+            Version { v: FORMAT } => {
+                let position: Position = serde_json::from_str(json).map_err(damaged)?;
+                let recent = position.recent.with_static(static_json, position.rev.as_deref());
+                let recent = recent.map_err(Unreadable::StartOver)?;
+                Ok(Position { recent, ..position })
+            }
             Version { v } => Err(Unreadable::Newer(format!(
                 "it has format {v}, this version reads up to {FORMAT}; upgrade trunkline"
             ))),
@@ -312,7 +246,7 @@ pub struct Source {
     registry: SharedRegistry,
     clock: SharedClock,
     posts: mpsc::Receiver<PostRequest>,
-    tables: Arc<RwLock<Arc<[Table]>>>,
+    tables: Arc<RwLock<Option<Arc<[Table]>>>>,
     position: Position,
     pending: VecDeque<PendingResponse>,
 }
@@ -327,7 +261,7 @@ impl Source {
         clock: SharedClock,
     ) -> (Self, HttpSourceHandle) {
         let (send, posts) = mpsc::channel(QUEUE_MAX);
-        let tables: Arc<RwLock<Arc<[Table]>>> = Arc::new(RwLock::new(Arc::new([])));
+        let tables = Arc::new(RwLock::new(None));
         let handle = HttpSourceHandle {
             posts: send,
             tables: tables.clone(),
@@ -358,14 +292,33 @@ impl Source {
         self.position.pos += 1;
         let receipt = Receipt {
             position: self.position.pos,
-            changes: u32::try_from(post.changes.len()).unwrap_or(u32::MAX),
+            changes: u32::try_from(post.content.len()).unwrap_or(u32::MAX),
         };
         if let Some(fingerprint) = post.fingerprint {
-            self.position.recent.push(fingerprint, receipt);
+            self.position.remember(fingerprint, receipt);
         }
-        let count = post.changes.len();
+        match &post.content {
+            Content::Transaction(changes, trace) => self.write_transaction(changes, trace.as_deref(), batch),
+            Content::Events(records) => {
+                for (record, headers) in records.iter() {
+                    batch.records.push(record, headers);
+                }
+            }
+        }
+        self.pending.push_back(PendingResponse {
+            position: receipt.position,
+            outcome: PostOutcome::Stored(receipt),
+            respond_to: post.respond_to,
+        });
+        batch.position = Some(self.position.clone());
+        // A position without records would otherwise be stored seconds later, and the response sent then.
+        batch.store_now |= post.content.len() == 0;
+    }
+
+    fn write_transaction(&self, changes: &[Change], trace: Option<&str>, batch: &mut Batch<Position>) {
+        let count = changes.len();
         let mut tx = Vec::new();
-        for (n, change) in post.changes.iter().enumerate() {
+        for (n, change) in changes.iter().enumerate() {
             tx.clear();
             Tx {
                 source_epoch: self.position.source_epoch,
@@ -386,15 +339,9 @@ impl Source {
                 key: Some(&change.key),
                 value: change.value.as_deref(),
             };
-            let trace = post.trace.as_ref().map(|trace| (PARENT, Some(trace.as_bytes())));
+            let trace = trace.map(|trace| (PARENT, Some(trace.as_bytes())));
             batch.records.push(record, headers.into_iter().chain(trace));
         }
-        self.pending.push_back(PendingResponse {
-            position: receipt.position,
-            outcome: PostOutcome::Stored(receipt),
-            respond_to: post.respond_to,
-        });
-        batch.position = Some(self.position.clone());
     }
 
     /// Responds to a request whose idempotency key is known. While a commit is in progress, the key may belong to that
@@ -434,7 +381,7 @@ impl source::Source for Source {
                 id,
             });
         }
-        *self.tables.write().unwrap_or_else(std::sync::PoisonError::into_inner) = tables.into();
+        *self.tables.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(tables.into());
         Ok(())
     }
 
@@ -473,7 +420,7 @@ impl source::Source for Source {
     fn close(&mut self) {
         // If the senders are dropped, `HttpSourceHandle::post` returns `UnknownOutcome`.
         self.pending.clear();
-        *self.tables.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new([]);
+        *self.tables.write().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
     }
 
     fn restart_position(&self, stored: Option<&Position>, epoch: u32) -> Option<Position> {

@@ -4,6 +4,8 @@ use super::*;
 use crate::source::{Position as _, Source as _};
 use futures_util::{FutureExt as _, poll};
 use registry::embedded::Embedded;
+use schemas::codec::UnknownFields;
+use schemas::schema::Schema;
 use serde_json::json;
 use service::clock;
 use std::time::Duration;
@@ -20,11 +22,16 @@ struct Harness {
     batch: Batch<Position>,
     /// The committed position.
     stored: Option<String>,
+    static_record: Option<String>,
     records: usize,
 }
 
 impl Harness {
     async fn open(stored: Option<String>) -> Harness {
+        Self::open_with(stored, None).await
+    }
+
+    async fn open_with(stored: Option<String>, static_record: Option<String>) -> Harness {
         let log =
             event_log::embedded::EmbeddedLog::open(event_log::embedded::Config::new(None, Arc::new(|| 0))).unwrap();
         let registry: SharedRegistry = Arc::new(Embedded::open(log).unwrap());
@@ -36,13 +43,16 @@ impl Harness {
         };
         let name = SourceName::new("shop").unwrap();
         let (mut source, handle) = Source::new(&name, "shop.change.shop", vec![orders], registry, clock::system());
-        let position = stored.as_deref().map(|json| Position::from_json(json, None).unwrap());
+        let position = stored
+            .as_deref()
+            .map(|json| Position::from_json(json, static_record.as_deref()).unwrap());
         source.open(position, usize::MAX).await.unwrap();
         Harness {
             source,
             handle,
             batch: Batch::default(),
             stored,
+            static_record,
             records: 0,
         }
     }
@@ -50,7 +60,7 @@ impl Harness {
     /// Simulates a new process on the same log.
     async fn restart(self) -> Harness {
         let records = self.records;
-        let mut new = Harness::open(self.stored).await;
+        let mut new = Harness::open_with(self.stored, self.static_record).await;
         new.records = records;
         new
     }
@@ -63,7 +73,9 @@ impl Harness {
     ) -> futures_util::future::LocalBoxFuture<'static, Result<PostOutcome, PostError>> {
         let handle = self.handle.clone();
         async move {
-            let change = handle.tables()[0].put(&json!({ "id": id })).unwrap();
+            let row = serde_json::value::to_raw_value(&json!({ "id": id })).unwrap();
+            let tables = handle.tables().ok_or(PostError::Busy)?;
+            let change = tables[0].put(&row, UnknownFields::Reject).unwrap();
             handle.post(vec![change], fingerprint, None).await
         }
         .boxed_local()
@@ -76,6 +88,7 @@ impl Harness {
     fn commit(&mut self) {
         if let Some(position) = self.batch.position.take() {
             self.stored = Some(position.to_json());
+            self.static_record = position.static_part().map(|part| part.json.to_owned());
             self.records += self.batch.records.len();
             self.batch = Batch::default();
             self.source.committed(&position);
@@ -196,6 +209,69 @@ fn new_source_epoch_keeps_the_keys() {
         shop = shop.restart().await;
         assert_eq!(shop.store(2, None).await, PostOutcome::Stored(receipt(1)));
         assert_eq!(shop.store(1, first).await, PostOutcome::Replayed(receipt(4)));
+    });
+}
+
+#[test]
+fn older_keys_survive_a_restart() {
+    run(async {
+        let mut shop = Harness::open(None).await;
+        let key = |n: i32| request("s", &format!("k{n}"), "1");
+        for n in 1..=600 {
+            shop.store(n, key(n)).await;
+        }
+        shop = shop.restart().await;
+        for n in [1, 300, 600] {
+            let stored = receipt(u64::try_from(n).unwrap());
+            assert_eq!(shop.store(n, key(n)).await, PostOutcome::Replayed(stored));
+        }
+        assert_eq!(shop.store(1, key(601)).await, PostOutcome::Stored(receipt(601)));
+    });
+}
+
+#[test]
+fn events_with_one_key_are_stored_once() {
+    run(async {
+        let mut shop = Harness::open(None).await;
+        let topic: Arc<str> = "shop.event.viewed".into();
+        let events = |count: usize| {
+            let mut records = OutBatch::default();
+            for _ in 0..count {
+                let record = OutRecord {
+                    topic: &topic,
+                    partition: None,
+                    timestamp: None,
+                    key: Some(b"[1]"),
+                    value: Some(b"event"),
+                };
+                records.push(record, []);
+            }
+            records
+        };
+        let post = |shop: &Harness, count: usize, body: &str| {
+            let (handle, records) = (shop.handle.clone(), events(count));
+            let fingerprint = request("s", "k", body).unwrap();
+            async move { handle.post_events(records, fingerprint).await }.boxed_local()
+        };
+        let expected = Receipt {
+            position: 1,
+            changes: 2,
+        };
+        let mut first = post(&shop, 2, "a");
+        assert!(poll!(&mut first).is_pending());
+        shop.next().await;
+        shop.commit();
+        assert_eq!(first.await, Ok(PostOutcome::Stored(expected)));
+        shop = shop.restart().await;
+        for (body, outcome) in [("a", PostOutcome::Replayed(expected)), ("b", PostOutcome::KeyReused)] {
+            let mut again = post(&shop, 2, body);
+            assert!(poll!(&mut again).is_pending());
+            shop.next().await;
+            assert_eq!(again.await, Ok(outcome));
+        }
+        assert_eq!(shop.records, 2);
+        shop.source.close();
+        assert_eq!(post(&shop, 1, "c").await, Err(PostError::Busy));
     });
 }
 
