@@ -1,6 +1,6 @@
 //! Reads tables, columns, keys and settings of a database for `trunkline init` and `trunkline doctor`.
 //!
-//! It only reads the catalog. Tables that the user may not read are skipped with a warning.
+//! It only reads the catalog. What cannot be published is returned with the reason.
 
 use crate::error::{Error, Result};
 use crate::sources::postgres::catalog::{self, Table};
@@ -16,6 +16,8 @@ pub struct Database {
     /// Tables outside the system schemas, ordered by schema and name, without generated columns, which are not
     /// replicated. Types are in SQL notation (`text[]`).
     pub tables: Vec<Table>,
+    /// What else the database contains, with the reason why it is not among the tables.
+    pub left_out: Vec<(String, String)>,
 }
 
 /// Reads the tables of a database. Blocks; may be called inside and outside an async runtime.
@@ -51,30 +53,60 @@ fn thread_error(source: crate::Cause) -> Error {
 fn read(server: &Server) -> Result<Database> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| thread_error(e.into()))?;
-    let found = runtime.block_on(async {
+    let (found, others) = runtime.block_on(async {
         let sql = server.connect("trunkline init").await?;
-        catalog::tables(&sql, None).await
+        Ok::<_, Error>((catalog::tables(&sql, None).await?, catalog::not_replicated(&sql).await?))
     })?;
-    let (readable, hidden): (Vec<Table>, Vec<Table>) = found.into_values().partition(|table| table.readable);
-    for table in hidden {
-        tracing::warn!(
-            schema = table.schema,
-            table = table.name,
-            user = server.user(),
-            "table skipped, user lacks SELECT or USAGE"
-        );
-    }
-    let tables = readable.into_iter().map(|mut table| {
-        table.columns.retain(|column| !column.generated);
-        for column in &mut table.columns {
-            column.type_name = catalog::sql_type_name(&column.type_name);
+    let reason = |kind: &String| format!("PostgreSQL does not replicate {kind}s");
+    let name = |(schema, name): &(String, String), kind: &String| format!("{kind} {schema}.{name}");
+    let mut left_out: Vec<(String, String)> = others.iter().map(|(n, kind)| (name(n, kind), reason(kind))).collect();
+    let mut tables = Vec::new();
+    for mut table in found.into_values() {
+        match unusable(&table, server.user()) {
+            Some(reason) => left_out.push((format!("table {}.{}", table.schema, table.name), reason)),
+            None => {
+                left_out.extend(remove_columns(&mut table, server.user()));
+                tables.push(table);
+            }
         }
-        table
-    });
+    }
     Ok(Database {
         name: server.database().to_owned(),
-        tables: tables.collect(),
+        tables,
+        left_out,
     })
+}
+
+/// Why a table cannot be published, if anything can be done only in the database.
+fn unusable(table: &Table, user: &str) -> Option<String> {
+    if !table.readable {
+        return Some(format!("user {user} lacks SELECT on it, or USAGE on its schema"));
+    }
+    if table.has_children {
+        return Some(String::from("other tables inherit from it; use declarative partitioning"));
+    }
+    let reason = format!("its row-level security applies to user {user}; ALTER ROLE {user} BYPASSRLS");
+    table.row_security.then_some(reason)
+}
+
+/// Removes the columns that cannot be published, and returns them with the reasons. Types become SQL notation.
+fn remove_columns(table: &mut Table, user: &str) -> Vec<(String, String)> {
+    let reason = |column: &catalog::Column| match column {
+        _ if column.generated => Some(String::from("PostgreSQL does not replicate generated columns")),
+        _ if !column.readable => Some(format!("user {user} lacks SELECT on it")),
+        _ => None,
+    };
+    let (schema, name) = (&table.schema, &table.name);
+    let removed = table.columns.iter().filter_map(|column| {
+        let what = format!("column {} of table {schema}.{name}", column.name);
+        Some((what, reason(column)?))
+    });
+    let removed = removed.collect();
+    table.columns.retain(|column| reason(column).is_none());
+    for column in &mut table.columns {
+        column.type_name = catalog::sql_type_name(&column.type_name);
+    }
+    removed
 }
 
 /// Checks the settings that logical replication requires. Blocks; call it outside async tasks.

@@ -11,6 +11,7 @@ mod context;
 mod inputs;
 mod known_inputs;
 mod limits;
+mod masks;
 mod memberships;
 mod nodes;
 mod processors;

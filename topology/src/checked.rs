@@ -7,7 +7,7 @@ mod input;
 mod processors;
 
 pub use claims::{BUCKETS_MAX, ClaimError, Membership};
-pub use input::{Column, Input};
+pub use input::{Column, Input, Mask};
 pub use processors::{Aggregate, AggregateField, Feed, Function, Join, OutputKind, Processor, Side, Window, Work};
 
 pub use crate::resource_names::SYNC_VIEWS;
@@ -18,6 +18,7 @@ use crate::template::{self, Part, Template, TooLong};
 use schemas::ids::{ConnectorName, EventName, SourceName, TableName, ViewName};
 use schemas::schema::Schema;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -87,6 +88,8 @@ pub struct Table {
     pub key: Option<Vec<usize>>,
     /// Avro schema of the table's records. Its last field, `_unchanged`, is not a column.
     pub schema: Arc<Schema>,
+    /// Masked columns, by name.
+    pub masks: BTreeMap<String, Mask>,
 }
 
 /// An event type, with its own topic.

@@ -33,6 +33,26 @@ pub struct FoundTable {
     pub key: Vec<String>,
 }
 
+/// Something of the database that is not in the generated topology.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// What it is, with its name: `table sales.prices`, `column total of table sales.orders`.
+    pub what: String,
+    /// Why it is left out.
+    pub reason: String,
+}
+
+/// A generated topology.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inferred {
+    /// The text of the file.
+    pub text: String,
+    /// Number of declared tables.
+    pub tables: usize,
+    /// What it does not contain. Listed in the text, too.
+    pub left_out: Vec<LeftOut>,
+}
+
 /// Column names that usually identify the owner of a row, in order of preference.
 const OWNERS: [&str; 12] = [
     "user_id",
@@ -50,39 +70,50 @@ const OWNERS: [&str; 12] = [
 ];
 
 /// Generates a topology for the tables of a database. `name` becomes the name of the topology and of the connector.
-pub fn topology(name: &str, tables: &[FoundTable]) -> String {
+/// `left_out` is what the caller has left out.
+pub fn topology(name: &str, tables: &[FoundTable], left_out: &[LeftOut]) -> Inferred {
     let name = allowed(name);
     let mut usable: Vec<&FoundTable> = Vec::new();
-    let mut skipped: Vec<(&FoundTable, String)> = Vec::new();
+    let mut left_out = left_out.to_vec();
     for table in tables {
         match skip_reason(table, &usable) {
             None => usable.push(table),
-            Some(reason) => skipped.push((table, reason)),
+            Some(reason) => left_out.push(LeftOut {
+                what: format!("table {}.{}", table.schema, table.name),
+                reason,
+            }),
         }
     }
-    let mut out = head(&name);
-    for table in &usable {
-        out.push_str(&comment_out_without_key(table, table_text(&name, table)));
+    Inferred {
+        text: text(&name, &usable, &left_out),
+        tables: usable.len(),
+        left_out,
     }
-    for (table, reason) in skipped {
-        let _ = writeln!(
-            out,
-            "\n# Skipped table {}: {reason}",
-            comment(&format!("{}.{}", table.schema, table.name))
-        );
+}
+
+fn text(name: &str, usable: &[&FoundTable], left_out: &[LeftOut]) -> String {
+    let mut out = head(name);
+    for table in usable {
+        out.push_str(&comment_out_without_key(table, table_text(name, table)));
+    }
+    if !left_out.is_empty() {
+        out.push_str("\n# Left out:\n");
+    }
+    for LeftOut { what, reason } in left_out {
+        let _ = writeln!(out, "# - {}: {}", comment(what), comment(reason));
     }
     out.push_str(BUCKETS);
     let mut buckets: Vec<String> = Vec::new();
     let mut views = String::new();
     let mut view_names: Vec<String> = Vec::new();
-    for table in &usable {
+    for table in usable {
         let bucket = bucket_of(table);
         if !buckets.contains(&bucket.0) && !table.key.is_empty() {
             buckets.push(bucket.0.clone());
         }
         views.push_str(&comment_out_without_key(
             table,
-            view_text(&name, table, &bucket, &mut view_names),
+            view_text(name, table, &bucket, &mut view_names),
         ));
     }
     for bucket in &buckets {
@@ -199,7 +230,12 @@ fn skip_reason(table: &FoundTable, declared: &[&FoundTable]) -> Option<String> {
         }
         fields.push(field);
     }
-    None
+    let lacks = |column: &&String| table.columns.iter().all(|c| c.name != **column);
+    let missing = table.key.iter().find(lacks)?;
+    Some(format!(
+        "its primary key contains column {}, which is left out; declare another key, whose columns are unique",
+        quoted(&comment(missing))
+    ))
 }
 
 fn table_text(source: &str, table: &FoundTable) -> String {

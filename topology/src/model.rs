@@ -63,6 +63,8 @@ pub struct Table {
     pub key: Option<At<Vec<At<String>>>>,
     /// `columns`: column to PostgreSQL type, with `?` for nullable columns. Only these columns are published.
     pub columns: At<Entries>,
+    /// `mask`: column to the replacement of its values: `null`, `hash` or `partial`. Default: none.
+    pub mask: Option<At<Entries>>,
 }
 
 /// A kind of event. It is posted by HTTP and written to the topic `<topology>.event.<name>`.
@@ -206,6 +208,7 @@ fn table(mut table: Reader<'_, '_>) -> Option<Table> {
     let key = table.texts("key");
     table.expect("columns", "{ id = \"int8\", note = \"text?\" }");
     let columns = table.map("columns");
+    let mask = table.map("mask");
     let span = table.span.clone();
     table.finish();
     // A table without columns is kept, so that its views are not reported as views of an unknown input.
@@ -218,6 +221,7 @@ fn table(mut table: Reader<'_, '_>) -> Option<Table> {
         name: name?,
         key,
         columns,
+        mask,
     })
 }
 

@@ -3,7 +3,7 @@
 use crate::args;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
-use topology::infer::{FoundColumn, FoundTable};
+use topology::infer::{FoundColumn, FoundTable, LeftOut};
 
 /// Reads the database and writes the file.
 pub fn run(init: &args::Init) -> Result<()> {
@@ -33,15 +33,23 @@ pub fn run(init: &args::Init) -> Result<()> {
             key: t.primary_key,
         })
         .collect();
-    let text = topology::infer::topology(&found.name, &tables);
-    if to_stdout {
-        return crate::print::line(text.trim_end());
+    let left_out: Vec<LeftOut> = found
+        .left_out
+        .into_iter()
+        .map(|(what, reason)| LeftOut { what, reason })
+        .collect();
+    let inferred = topology::infer::topology(&found.name, &tables, &left_out);
+    for LeftOut { what, reason } in &inferred.left_out {
+        eprintln!("Left out {what}: {reason}");
     }
-    std::fs::write(&init.file, text).with_context(|| format!("cannot write {}", init.file.display()))?;
+    if to_stdout {
+        return crate::print::line(inferred.text.trim_end());
+    }
+    std::fs::write(&init.file, inferred.text).with_context(|| format!("cannot write {}", init.file.display()))?;
     eprintln!(
         "Wrote {} with {} tables.\nNext: decide the lines marked DECIDE, then run `trunkline topology check {}`",
         init.file.display(),
-        tables.len(),
+        inferred.tables,
         init.file.display()
     );
     Ok(())

@@ -124,13 +124,12 @@ fn declared_table(table: &Table) -> postgres::Declared {
         let columns = key.iter().filter_map(|at| table.columns.get(*at));
         columns.map(|column| column.name.clone()).collect()
     };
-    postgres::Declared {
-        name: table.name.clone(),
-        columns: table
-            .columns
-            .iter()
-            .map(|c| Column::new(&c.name, &c.declared, c.nullable))
-            .collect(),
-        key: table.key.as_ref().map(key_names),
-    }
+    let columns = table
+        .columns
+        .iter()
+        .map(|c| Column::new(&c.name, &c.declared, c.nullable));
+    let key = table.key.as_ref().map(key_names);
+    let mut declared = postgres::Declared::new(table.name.clone(), columns.collect(), key);
+    declared.masks.clone_from(&table.masks);
+    declared
 }

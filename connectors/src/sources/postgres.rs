@@ -20,12 +20,15 @@ mod declaration;
 mod drift;
 mod emitter;
 pub(crate) mod inspect;
+mod masks;
 mod monitor;
 mod opening;
 mod parts;
 mod pgoutput;
 mod position;
+mod publication;
 mod relations;
+mod replacements;
 mod replication;
 mod reports;
 mod retention;
@@ -44,6 +47,7 @@ pub use check::Declared;
 pub use config::{Config, ServerObjects, WalSize};
 pub use inspect::{Finding, Severity};
 pub use position::Position;
+pub use publication::ColumnLists;
 pub use retention::OnMaxRetainedWal;
 
 use crate::error::{Error, Result};
@@ -176,6 +180,7 @@ impl Source {
                 ),
             });
         }
+        let declared = masks::with_key(name.as_str(), declared, config.mask_key.as_ref())?;
         let objects = Objects {
             configured_slot: config.slot.clone(),
             configured_publication: config.publication.clone(),
@@ -199,6 +204,8 @@ impl Source {
                 connector: Arc::from(name.as_str()),
                 server,
                 publication,
+                manages_publication: config.publication.is_none(),
+                column_lists: config.column_lists,
                 tables: declared,
                 on_mismatch: config.on_mismatch,
             }),
@@ -251,10 +258,8 @@ impl Source {
         slot::start(&mut replication, &self.slot).await?;
         let names = self.declaration.names();
         let monitor = Monitor::start(Watched {
-            server: self.server().clone(),
+            declaration: Arc::clone(&self.declaration),
             slot: self.slot.clone(),
-            publication: self.declaration.publication.clone(),
-            tables: names.clone(),
             every: self.heartbeat_every,
         });
         let setup = Setup {

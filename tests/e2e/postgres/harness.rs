@@ -189,11 +189,7 @@ pub fn table(declaration: &str) -> Declared {
         Column::declared(name, ty)
     };
     let columns = columns.split(',').map(column).collect();
-    Declared {
-        name: TableName::new(name).unwrap(),
-        columns,
-        key,
-    }
+    Declared::new(TableName::new(name).unwrap(), columns, key)
 }
 
 /// A log in memory, with its registry.

@@ -6,6 +6,7 @@
 use super::context::Context;
 use super::known_inputs::{KnownInput, Meaning};
 use super::limits::{EVENT_PARTITIONS, EVENT_PARTITIONS_MAX};
+use super::masks::check_masks;
 use crate::checked::{Column, Event, Input, Source, SourceKind, Table};
 use crate::columns;
 use crate::expr::{RowType, Type};
@@ -158,6 +159,7 @@ fn check_table(cx: &Context<'_>, table: &model::Table, kind: Option<SourceKind>)
         }
         None => Some(None),
     };
+    let masks = check_masks(cx, table, kind, &columns);
     let source = SourceName::new(&table.source).ok()?;
     let schema = pg_types::table_schema(&source, &name.clone()?, &columns);
     let schema = schema
@@ -170,6 +172,7 @@ fn check_table(cx: &Context<'_>, table: &model::Table, kind: Option<SourceKind>)
         columns,
         key: key?,
         schema,
+        masks: masks?,
     })
 }
 

@@ -26,3 +26,14 @@ pub struct Column {
     /// Whether the column is nullable.
     pub nullable: bool,
 }
+
+/// What a connector publishes instead of the values of a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mask {
+    /// Null.
+    Null,
+    /// A keyed hash (HMAC-SHA-256) of the value's text, in hexadecimal. Equal values have equal hashes.
+    Hash,
+    /// The first character of the value's text.
+    Partial,
+}

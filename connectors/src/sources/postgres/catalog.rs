@@ -1,6 +1,7 @@
 //! Reads tables, columns, keys, partitions and publications from the system catalog. Domains are resolved to their base
 //! types.
 
+use super::replacements::Replacements;
 use super::server::{Sql, literal};
 use crate::error::Result;
 use schemas::ids::TableName;
@@ -20,7 +21,7 @@ pub struct Table {
     pub replica_identity: char,
     /// File node; 0 if the table is partitioned.
     pub file_node: u32,
-    /// Whether this user has `SELECT` on the table and `USAGE` on its schema.
+    /// Whether this user has `USAGE` on the table's schema and `SELECT` on a column.
     pub readable: bool,
     /// Whether this user has the rights of the table's owner.
     pub owned: bool,
@@ -44,6 +45,10 @@ pub struct Table {
     pub unique_keys: Vec<Vec<String>>,
     /// Partitions of the table at all levels, by OID.
     pub partitions: BTreeMap<u32, Partition>,
+    /// Columns of the replica identities of its partitions.
+    pub partition_identity: BTreeSet<String>,
+    /// Whether a partition has `REPLICA IDENTITY FULL`.
+    pub has_full_partition: bool,
 }
 
 /// A partition in the catalog, at any level.
@@ -79,6 +84,8 @@ pub struct Column {
     pub nullable: bool,
     /// Whether the column is generated. The replication stream does not contain generated columns.
     pub generated: bool,
+    /// Whether this user has `SELECT` on it.
+    pub readable: bool,
 }
 
 impl Table {
@@ -92,6 +99,16 @@ impl Table {
             _ => return Vec::new(),
         };
         names.iter().map(String::as_str).collect()
+    }
+
+    /// The columns that a column list must contain, so that updates and deletes are not rejected; `None` if it must
+    /// contain all columns.
+    pub fn listed_identity(&self) -> Option<BTreeSet<&str>> {
+        if self.replica_identity == 'f' || self.has_full_partition {
+            return None;
+        }
+        let of_partitions = self.partition_identity.iter().map(String::as_str);
+        Some(self.identity().into_iter().chain(of_partitions).collect())
     }
 
     /// Whether a unique index ensures that no two rows have the same key.
@@ -121,6 +138,10 @@ pub struct Publication {
     pub operations: Vec<String>,
     /// `publish_via_partition_root`.
     pub via_root: bool,
+    /// Whether it contains all tables of a schema. Column lists are then impossible.
+    pub has_schemas: bool,
+    /// Entries of tables that were replaced at once.
+    pub replacements: Replacements,
     /// Tables by (schema, name).
     pub tables: BTreeMap<(String, String), Published>,
 }
@@ -130,6 +151,10 @@ pub struct Publication {
 pub struct Published {
     /// Its published columns; `None` for all columns.
     pub columns: Option<Vec<String>>,
+    /// Whether it has a column list. The server reports published columns without one, too.
+    pub has_list: bool,
+    /// Whether the publication names the table itself.
+    pub is_named: bool,
     /// The row filter.
     pub row_filter: Option<String>,
     /// Identities of the entries by which the publication contains the table. An entry that is removed and added again
@@ -156,6 +181,8 @@ const ATTEMPTED: &str = "read the catalog";
 pub(super) struct Catalog {
     pub(super) tables: Tables,
     pub(super) publication: Option<Publication>,
+    /// Whether the server has column lists (PostgreSQL 15).
+    pub(super) has_column_lists: bool,
     /// What the declared names are that are not tables (`view`, `foreign table`).
     pub(super) other_kinds: BTreeMap<(String, String), String>,
 }
@@ -183,6 +210,7 @@ impl Catalog {
             other_kinds: other_kinds(sql, &missing).await?,
             tables,
             publication,
+            has_column_lists: has_column_lists(sql).await?,
         })
     }
 
@@ -251,7 +279,8 @@ fn columns_query(which: &str) -> String {
             FROM domains d JOIN pg_type t ON t.oid = d.base AND t.typtype = 'd'), \
          bases AS (SELECT d.* FROM domains d JOIN pg_type t ON t.oid = d.base AND t.typtype <> 'd') \
          SELECT c.oid, n.nspname, c.relname, c.relreplident, c.relfilenode, \
-            has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS readable, \
+            has_any_column_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AS readable, \
+            has_column_privilege(c.oid, a.attnum, 'SELECT') AS column_readable, \
             pg_has_role(c.relowner, 'USAGE') AS owned, c.relpersistence = 'u' AS unlogged, \
             c.relkind = 'p' AS partitioned, row_security_active(c.oid) AS row_security, \
             c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits h WHERE h.inhparent = c.oid) AS has_children, \
@@ -290,6 +319,8 @@ fn table(row: &SimpleQueryRow) -> Table {
         identity_index: Vec::new(),
         unique_keys: Vec::new(),
         partitions: BTreeMap::new(),
+        partition_identity: BTreeSet::new(),
+        has_full_partition: false,
     }
 }
 
@@ -308,6 +339,7 @@ fn column(row: &SimpleQueryRow) -> Column {
             .collect(),
         nullable: is(row, "nullable"),
         generated: is(row, "generated"),
+        readable: is(row, "column_readable"),
     }
 }
 
@@ -323,6 +355,21 @@ async fn other_kinds(sql: &Sql, names: &[(&str, &str)]) -> Result<BTreeMap<(Stri
         named(names)
     );
     let rows = sql.rows(ATTEMPTED, &query).await?;
+    let entry = |row: &SimpleQueryRow| ((text(row, "nspname"), text(row, "relname")), text(row, "kind"));
+    Ok(rows.iter().map(entry).collect())
+}
+
+/// Relations outside the system schemas whose rows are not replicated, with their kind, without those of extensions.
+pub async fn not_replicated(sql: &Sql) -> Result<Vec<((String, String), String)>> {
+    let query = "SELECT n.nspname, c.relname, CASE c.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' \
+            WHEN 'f' THEN 'foreign table' ELSE 'unlogged table' END AS kind \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND NOT c.relispartition \
+            AND (c.relkind IN ('v', 'm', 'f') OR (c.relkind IN ('r', 'p') AND c.relpersistence = 'u')) \
+            AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid \
+                AND d.deptype = 'e') \
+         ORDER BY n.nspname, c.relname";
+    let rows = sql.rows(ATTEMPTED, query).await?;
     let entry = |row: &SimpleQueryRow| ((text(row, "nspname"), text(row, "relname")), text(row, "kind"));
     Ok(rows.iter().map(entry).collect())
 }
@@ -397,15 +444,43 @@ async fn read_partitions(sql: &Sql, which: &str, found: &mut Tables) -> Result<(
             table.partitions.insert(number(&row, "oid"), partition);
         }
     }
+    read_partition_identities(sql, which, found).await
+}
+
+/// Adds the replica identities of the partitions, which differ from that of their root table if they were set for a
+/// partition alone.
+async fn read_partition_identities(sql: &Sql, which: &str, found: &mut Tables) -> Result<()> {
+    let query = format!(
+        "SELECT n.nspname, c.relname, l.relreplident = 'f' AS is_full, a.attname \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         CROSS JOIN LATERAL pg_partition_tree(c.oid) p JOIN pg_class l ON l.oid = p.relid AND p.isleaf \
+         LEFT JOIN pg_index i ON i.indrelid = l.oid AND CASE l.relreplident WHEN 'i' THEN i.indisreplident \
+            WHEN 'd' THEN i.indisprimary AND i.indimmediate ELSE false END \
+         LEFT JOIN pg_attribute a ON a.attrelid = l.oid AND a.attnum = ANY (i.indkey::int2[]) \
+         WHERE c.relkind = 'p' AND (a.attname IS NOT NULL OR l.relreplident = 'f') AND {which} \
+         GROUP BY n.nspname, c.relname, is_full, a.attname"
+    );
+    for row in sql.rows(ATTEMPTED, &query).await? {
+        if let Some(table) = found.get_mut(&(text(&row, "nspname"), text(&row, "relname"))) {
+            table.has_full_partition |= is(&row, "is_full");
+            table.partition_identity.extend(Some(text(&row, "attname")).filter(|name| !name.is_empty()));
+        }
+    }
     Ok(())
 }
 
 /// A publication; `None` when it does not exist.
 pub async fn publication(sql: &Sql, name: &str) -> Result<Option<Publication>> {
     let name = literal(name);
+    let lists = has_column_lists(sql).await?;
+    let schemas = match lists {
+        true => "EXISTS (SELECT FROM pg_publication_namespace WHERE pnpubid = pg_publication.oid)",
+        false => "false",
+    };
     let properties = format!(
         "SELECT oid, xmin AS changed_by, pg_has_role(pubowner, 'USAGE') AS owned, puballtables AS all_tables, pubinsert AS insert, pubupdate AS update, pubdelete AS delete, pubtruncate AS truncate, \
-            pubviaroot AS via_root FROM pg_publication WHERE pubname = {name}"
+            pubviaroot AS via_root, obj_description(oid, 'pg_publication') AS comment, {schemas} AS has_schemas \
+         FROM pg_publication WHERE pubname = {name}"
     );
     let rows = sql.rows(ATTEMPTED, &properties).await?;
     let Some(row) = rows.first() else { return Ok(None) };
@@ -417,10 +492,11 @@ pub async fn publication(sql: &Sql, name: &str) -> Result<Option<Publication>> {
         all_tables: is(row, "all_tables"),
         operations: published.map(|o| String::from(*o)).collect(),
         via_root: is(row, "via_root"),
+        has_schemas: is(row, "has_schemas"),
+        replacements: Replacements::parse(&text(row, "comment")),
         tables: BTreeMap::new(),
     };
-    // Column lists and row filters exist since PostgreSQL 15.
-    let lists = server_version(sql).await? >= 150_000;
+    // Row filters exist since PostgreSQL 15, too.
     let properties = if lists {
         "array_to_json(attnames)::text AS columns, rowfilter"
     } else {
@@ -433,7 +509,7 @@ pub async fn publication(sql: &Sql, name: &str) -> Result<Option<Publication>> {
         let published = Published {
             columns: value("columns").and_then(|json| serde_json::from_str(json).ok()),
             row_filter: value("rowfilter").map(str::to_owned),
-            memberships: BTreeSet::new(),
+            ..Published::default()
         };
         let key = (text(&row, "schemaname"), text(&row, "tablename"));
         publication.tables.insert(key, published);
@@ -444,9 +520,10 @@ pub async fn publication(sql: &Sql, name: &str) -> Result<Option<Publication>> {
 /// Adds the entries by which the publication contains these tables: the table or a table that it is a partition of, its
 /// schema, or all tables. `ALTER TABLE … SET SCHEMA` replaces the table's dependency on its schema.
 async fn read_memberships(sql: &Sql, publication: &mut Publication, which: &str) -> Result<()> {
-    let of_schemas = if server_version(sql).await? >= 150_000 {
+    let lists = has_column_lists(sql).await?;
+    let of_schemas = if lists {
         format!(
-            "UNION ALL SELECT n.nspname, c.relname, concat_ws(' ', 'schema', s.oid, \
+            "UNION ALL SELECT n.nspname, c.relname, false, false, concat_ws(' ', 'schema', s.oid, \
                 (SELECT max(d.xmin::text::int8) FROM pg_depend d WHERE d.classid = 'pg_class'::regclass \
                     AND d.objid = c.oid AND d.objsubid = 0 AND d.refclassid = 'pg_namespace'::regclass)) \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
@@ -456,8 +533,10 @@ async fn read_memberships(sql: &Sql, publication: &mut Publication, which: &str)
     } else {
         String::new()
     };
+    let has_list = if lists { "r.prattrs IS NOT NULL" } else { "false" };
     let query = format!(
-        "SELECT n.nspname, c.relname, concat_ws(' ', 'table', r.oid, \
+        "SELECT n.nspname, c.relname, r.prrelid = c.oid AS is_named, {has_list} AS has_list, \
+            concat_ws(' ', 'table', r.oid, \
             (SELECT string_agg(h.xmin::text, ' ' ORDER BY h.inhrelid) FROM pg_partition_ancestors(c.oid) a \
                 JOIN pg_inherits h ON h.inhrelid = a.relid WHERE r.prrelid <> c.oid)) AS membership \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
@@ -469,6 +548,8 @@ async fn read_memberships(sql: &Sql, publication: &mut Publication, which: &str)
         let key = (text(&row, "nspname"), text(&row, "relname"));
         if let Some(published) = publication.tables.get_mut(&key) {
             published.memberships.insert(text(&row, "membership"));
+            published.has_list |= is(&row, "has_list");
+            published.is_named |= is(&row, "is_named");
         }
     }
     Ok(())
@@ -480,6 +561,10 @@ pub async fn server_version(sql: &Sql) -> Result<u32> {
         .value(ATTEMPTED, "SELECT current_setting('server_version_num')")
         .await?;
     Ok(version.and_then(|text| text.parse().ok()).unwrap_or_default())
+}
+
+async fn has_column_lists(sql: &Sql) -> Result<bool> {
+    Ok(server_version(sql).await? >= 150_000)
 }
 
 fn text(row: &SimpleQueryRow, column: &str) -> String {

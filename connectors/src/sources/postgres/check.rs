@@ -1,13 +1,16 @@
-//! Checks that a database is set up for its declared tables, and creates or extends the publication.
+//! Checks that a database is set up for its declared tables.
 //!
 //! All problems of a table are reported together, each with the statement that fixes it. A table without a usable key is never added
 //! to a publication, because PostgreSQL would then reject its updates and deletes. Tables and roles are never changed.
 
 use super::catalog::{self, Catalog, Column, Publication, Table};
-use super::server::{Server, Sql, identifier};
+use super::masks::{HashKey, Masking};
+use super::server::{Server, identifier};
 use crate::error::{Error, Result};
 use schemas::ids::TableName;
 use schemas::pg_types::{self, AvroType, Column as DeclaredColumn};
+use std::collections::BTreeMap;
+use topology::Mask;
 
 /// A table, as declared in the topology.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +21,23 @@ pub struct Declared {
     pub columns: Vec<DeclaredColumn>,
     /// The columns of the record key; `None` if it is the table's primary key.
     pub key: Option<Vec<String>>,
+    /// Masked columns.
+    pub masks: BTreeMap<String, Mask>,
+    /// The key of hashes.
+    pub(super) hash_key: Option<HashKey>,
+}
+
+impl Declared {
+    /// A table without masks.
+    pub fn new(name: TableName, columns: Vec<DeclaredColumn>, key: Option<Vec<String>>) -> Self {
+        Declared {
+            name,
+            columns,
+            key,
+            masks: BTreeMap::new(),
+            hash_key: None,
+        }
+    }
 }
 
 /// A table that passed the checks.
@@ -51,9 +71,6 @@ impl Problem {
 
 /// Oldest supported version. Older servers do not support the options that the replication stream needs.
 const VERSION_MIN: u32 = 140_000;
-
-/// In the text of an error: the role lacks a permission, or does not own a table.
-const INSUFFICIENT_PRIVILEGE: &str = "SQLSTATE 42501";
 
 /// A table that cannot be published as declared.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,6 +125,8 @@ pub(super) struct Reading<'r> {
     pub(super) publication: &'r str,
     /// Whether the table has never been published. It must then match its declaration completely.
     pub(super) is_first: bool,
+    /// Whether the publication is the connector's own.
+    pub(super) is_own: bool,
 }
 
 /// Checks one declared table: its columns, its key, and settings that would make the snapshot or the stream incomplete.
@@ -174,16 +193,7 @@ pub(super) fn quoted(name: &TableName) -> String {
 fn check_table(declared: &Declared, actual: &Table, user: &str) -> (Vec<usize>, Vec<Problem>) {
     let mut problems = Vec::new();
     let table = quoted(&declared.name);
-    if !actual.readable {
-        problems.push(Problem::new(
-            format!("user {user} has no permission to read table {}", declared.name),
-            format!(
-                "GRANT USAGE ON SCHEMA {} TO {user}; GRANT SELECT ON {table} TO {user}",
-                identifier(&actual.schema),
-                user = identifier(user)
-            ),
-        ));
-    }
+    problems.extend(check_permissions(declared, actual, user));
     problems.extend(check_reading(declared, actual, user));
     for column in &declared.columns {
         problems.extend(check_column(declared, column, actual));
@@ -201,6 +211,15 @@ fn check_table(declared: &Declared, actual: &Table, user: &str) -> (Vec<usize>, 
     }
     let mut indices = Vec::with_capacity(key.len());
     for name in key {
+        if declared.masks.contains_key(name) {
+            problems.push(Problem::new(
+                format!("key column {name} of table {} is masked", declared.name),
+                format!(
+                    "remove {name} from mask of [[table]] {}, or declare a key without it",
+                    declared.name
+                ),
+            ));
+        }
         match declared.columns.iter().position(|c| c.name == *name) {
             Some(index) => indices.push(index),
             None => problems.push(undeclared_key(declared, actual, name)),
@@ -215,6 +234,38 @@ fn check_table(declared: &Declared, actual: &Table, user: &str) -> (Vec<usize>, 
     }
     problems.extend(check_identity(declared, actual, key));
     (indices, problems)
+}
+
+/// Checks that the declared columns can be read. A permission for the whole table is not required.
+fn check_permissions(declared: &Declared, actual: &Table, user: &str) -> Option<Problem> {
+    let (name, table) = (&declared.name, quoted(&declared.name));
+    let columns = || declared.columns.iter().filter_map(|c| actual.column(&c.name));
+    if !actual.readable || columns().all(|column| !column.readable) {
+        return Some(Problem::new(
+            format!("user {user} has no permission to read table {name}"),
+            format!(
+                "GRANT USAGE ON SCHEMA {} TO {user}; GRANT SELECT ON {table} TO {user}",
+                identifier(&actual.schema),
+                user = identifier(user)
+            ),
+        ));
+    }
+    let unreadable: Vec<&str> = columns().filter(|c| !c.readable).map(|c| c.name.as_str()).collect();
+    if unreadable.is_empty() {
+        return None;
+    }
+    let quoted: Vec<String> = unreadable.iter().map(|column| identifier(column)).collect();
+    Some(Problem::new(
+        format!(
+            "user {user} has no permission to read column {} of table {name}",
+            unreadable.join(", ")
+        ),
+        format!(
+            "GRANT SELECT ({}) ON {table} TO {}; or remove it from the columns of [[table]] {name}",
+            quoted.join(", "),
+            identifier(user)
+        ),
+    ))
 }
 
 fn undeclared_key(declared: &Declared, actual: &Table, name: &str) -> Problem {
@@ -325,7 +376,7 @@ fn check_column(declared: &Declared, column: &DeclaredColumn, actual: &Table) ->
             format!("remove {name} from the columns of [[table]] {table}"),
         ));
     }
-    if !fits(&column.pg_type, found) {
+    if !declared.hides_type(name) && !fits(&column.pg_type, found) {
         let what = format!(
             "column {name} of table {table} is {}, but is declared as {}",
             catalog::sql_type_name(&found.type_name),
@@ -336,7 +387,8 @@ fn check_column(declared: &Declared, column: &DeclaredColumn, actual: &Table) ->
             ..Problem::new(what, declaration)
         });
     }
-    if found.nullable && !column.nullable {
+    let is_hidden = declared.masking(name) == Some(Masking::Null);
+    if found.nullable && !column.nullable && !is_hidden {
         let what = format!("column {name} of table {table} is nullable, but is declared as not null");
         let fix = format!(
             "{declaration}; or ALTER TABLE {} ALTER COLUMN {} SET NOT NULL",
@@ -384,70 +436,6 @@ fn fits_type(declared: &str, actual: &str) -> bool {
     same_kind && same_values
 }
 
-/// Creates the publication, or adds missing tables to it.
-///
-/// Call this only before a snapshot: a table that was temporarily not published has lost changes.
-///
-/// # Errors
-/// [`Error::Rejected`] with the statements to run, if this user lacks the permission.
-pub(super) async fn publish(
-    sql: &Sql,
-    server: &Server,
-    name: &str,
-    found: Option<&Publication>,
-    tables: &[Checked],
-) -> Result<()> {
-    let quoted_name = identifier(name);
-    let list = |tables: &[&Checked]| {
-        tables
-            .iter()
-            .map(|t| quoted(&t.declared.name))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    let all: Vec<&Checked> = tables.iter().collect();
-    let statement = match found {
-        None => {
-            // Changes of partitions are published as changes of the declared root table.
-            format!(
-                "CREATE PUBLICATION {quoted_name} FOR TABLE {} WITH (publish_via_partition_root = true)",
-                list(&all)
-            )
-        }
-        Some(found) if !found.publishes_all() => {
-            return Err(Error::Rejected {
-                reason: format!("{server}: publication {name} does not publish all operations"),
-                fix: format!("ALTER PUBLICATION {quoted_name} SET (publish = 'insert, update, delete, truncate')"),
-            });
-        }
-        Some(found) => {
-            let missing: Vec<&Checked> = all
-                .into_iter()
-                .filter(|t| !found.tables.contains_key(&pair(&t.declared.name)))
-                .collect();
-            if missing.is_empty() {
-                return Ok(());
-            }
-            format!("ALTER PUBLICATION {quoted_name} ADD TABLE {}", list(&missing))
-        }
-    };
-    let run = sql.run("set up the publication", &statement).await;
-    run.map_err(|error| match error {
-        Error::Rejected { reason, .. } if reason.contains(INSUFFICIENT_PRIVILEGE) => Error::Rejected {
-            reason,
-            fix: format!(
-                "run as the owner of the tables, in database {}: {statement}; or GRANT CREATE ON DATABASE {} TO {} and \
-                 make {} the owner of the tables",
-                server.database(),
-                identifier(server.database()),
-                identifier(server.user()),
-                identifier(server.user())
-            ),
-        },
-        other => other,
-    })
-}
-
 fn pair(name: &TableName) -> (String, String) {
     (name.schema().to_owned(), name.table().to_owned())
 }
@@ -481,6 +469,10 @@ fn check_published(reading: Reading<'_>, found: &Publication, declared: &Declare
     let columns = published.columns.as_ref()?;
     let lacks = |c: &&DeclaredColumn| !columns.contains(&c.name);
     let column = declared.columns.iter().find(lacks)?;
+    if reading.is_own && found.owned && actual.owned && published.is_named && !found.has_schemas {
+        // The column is added before the table is read.
+        return None;
+    }
     Some(Problem::new(
         format!(
             "publication {name} does not publish column {} of table {table}",

@@ -54,13 +54,15 @@ impl ChunkQuery {
         }
     }
 
-    /// Begins the transaction in which a chunk is read, and returns its snapshot.
+    /// Begins the transaction in which a chunk is read, and returns a snapshot.
     ///
-    /// The table is locked before the snapshot is taken: TRUNCATE and statements that rewrite a table are not MVCC-safe,
-    /// so with an older snapshot the table would look empty after them.
+    /// The table is locked before a snapshot is taken: TRUNCATE and statements that rewrite a table are not MVCC-safe,
+    /// so with an older snapshot the table would look empty after them. LOCK TABLE needs a permission for the whole table,
+    /// so an empty query locks it. Every statement of the transaction has its own snapshot. That of the rows is newer than
+    /// the returned one, so it sees all transactions that the returned one sees.
     pub(super) fn begin(&self) -> String {
         format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE {} IN ACCESS SHARE MODE; \
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SELECT FROM {} LIMIT 0; \
              SELECT pg_current_snapshot()::text, (extract(epoch FROM clock_timestamp()) * 1000)::int8::text",
             quoted(&self.table)
         )

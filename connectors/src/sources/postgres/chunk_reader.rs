@@ -212,7 +212,7 @@ impl Reading {
         let Some(declared) = declaration.table(table) else {
             return Err(Failure::Other(bug("the table is not declared")));
         };
-        let (server, publication) = (&declaration.server, declaration.publication.as_str());
+        let publication = declaration.publication.as_str();
         let names = [declared.name.clone()];
         let check = |catalog: &Catalog| {
             check::check(declared, catalog, declaration.reading(false)).map_err(|unsuitable| {
@@ -231,8 +231,10 @@ impl Reading {
                 // The next comparison with the catalog reports it for the whole source.
                 return Err(Failure::Other(bug("the publication does not exist")));
             }
-            let added = check::publish(&sql, server, publication, catalog.publication.as_ref(), &[checked]).await;
+            let added = publication::publish(&sql, &declaration, &catalog, &[checked]).await;
             added.map_err(|error| self.of_table(error))?;
+            catalog = Catalog::read(&sql, &names, publication).await?;
+            publication::maintain(&sql, &declaration, &catalog).await?;
             wait_for_writers(&sql, oid).await?;
             catalog = Catalog::read(&sql, &names, publication).await?;
             checked = check(&catalog)?;

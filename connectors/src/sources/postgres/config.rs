@@ -1,5 +1,6 @@
 //! Settings of a PostgreSQL source in the process configuration.
 
+use super::publication::ColumnLists;
 use super::retention::OnMaxRetainedWal;
 use super::server::{ChannelBinding, Settings, SslMode, SslNegotiation};
 use crate::source::OnMismatch;
@@ -48,6 +49,12 @@ pub struct Config {
     /// The publication. Default: as the slot.
     #[serde(default)]
     pub publication: Option<String>,
+    /// Which columns the publication lists: `when_needed` (default), `always` or `never`.
+    #[serde(default)]
+    pub column_lists: ColumnLists,
+    /// The key of hashed columns, at least 16 bytes. Required if a column is masked with `hash`.
+    #[serde(default)]
+    pub mask_key: Option<Secret>,
     /// Interval of the heartbeat, a logical message that lets the slot of an idle database advance. Default: 10 s.
     #[serde(default = "heartbeat_seconds")]
     pub heartbeat_seconds: u64,
@@ -85,6 +92,8 @@ impl Config {
             allow_cleartext_password: false,
             slot: None,
             publication: None,
+            column_lists: ColumnLists::default(),
+            mask_key: None,
             heartbeat_seconds: heartbeat_seconds(),
             on_mismatch: OnMismatch::default(),
             max_retained_wal: None,

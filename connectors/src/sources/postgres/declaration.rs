@@ -2,6 +2,7 @@
 
 use super::catalog::Catalog;
 use super::check::{self, Declared, Reading};
+use super::publication::ColumnLists;
 use super::server::Server;
 use super::static_record::{Content, PublicationRecord};
 use crate::error::{Error, Result};
@@ -17,6 +18,9 @@ pub(super) struct Declaration {
     pub(super) server: Server,
     /// Name of the publication.
     pub(super) publication: String,
+    /// Whether the connector chose the publication's name, so that it may change the publication.
+    pub(super) manages_publication: bool,
+    pub(super) column_lists: ColumnLists,
     pub(super) tables: Vec<Declared>,
     pub(super) on_mismatch: OnMismatch,
 }
@@ -39,6 +43,7 @@ impl Declaration {
             user: self.server.user(),
             publication: &self.publication,
             is_first,
+            is_own: self.manages_publication,
         }
     }
 

@@ -67,7 +67,7 @@ fn current(declared: &Declared, key: Vec<String>, table: &Table, catalog: &Catal
         key,
         replica_identity: table.replica_identity.to_string(),
         file_node: table.file_node,
-        columns: columns.map(column_record).collect(),
+        columns: columns.map(|column| column_record(declared, column)).collect(),
         row_filter: published.and_then(|p| p.row_filter.clone()),
         column_list: published.and_then(|p| p.columns.clone()),
         publication_changed_by: catalog.publication.as_ref().map_or(0, |p| p.changed_by),
@@ -89,7 +89,7 @@ fn partition_record(partition: &catalog::Partition) -> PartitionRecord {
     }
 }
 
-fn column_record(column: &catalog::Column) -> ColumnRecord {
+fn column_record(declared: &Declared, column: &catalog::Column) -> ColumnRecord {
     ColumnRecord {
         name: column.name.clone(),
         number: column.number,
@@ -98,6 +98,7 @@ fn column_record(column: &catalog::Column) -> ColumnRecord {
         type_name: column.type_name.clone(),
         changed_by: column.changed_by,
         labels: column.labels.clone(),
+        mask: declared.masking(&column.name).map(|masking| masking.fingerprint()),
     }
 }
 
@@ -151,7 +152,7 @@ pub(super) fn compare(declared: &Declared, was: &TableRecord, catalog: &Catalog,
     now.columns.clone_from(&was.columns);
     for column in &mut now.columns {
         if let Some(found) = table.column(&column.name).filter(|c| c.number == column.number) {
-            *column = column_record(found);
+            *column = column_record(declared, found);
         }
     }
     Verdict::Fits(Box::new(now))
@@ -177,7 +178,8 @@ fn compare_publication<'c>(
             "publication {publication} has the row filter {filter} for table {name}, so changes were lost"
         ));
     }
-    if !was.memberships.is_empty() && was.memberships.is_disjoint(&published.memberships) {
+    let is_same = found.replacements.connect(&was.memberships, &published.memberships);
+    if !was.memberships.is_empty() && !is_same {
         return Err(format!(
             "table {name} was removed from publication {publication} and added again, so changes may be lost"
         ));
@@ -223,7 +225,12 @@ fn compare_columns(
                 "column {column_name} of table {name} was replaced by another column of that name"
             ));
         }
-        let now = column_record(found);
+        let now = column_record(declared, found);
+        if now.mask != known.mask {
+            return Some(format!(
+                "the mask of column {column_name} of table {name} changed, and its values are published as before"
+            ));
+        }
         if rewrites(known, &now) {
             return Some(type_changed(name, known, &catalog::sql_type_name(&found.type_name)));
         }
@@ -239,7 +246,8 @@ fn compare_columns(
                 "label {label} of the type of column {column_name} of table {name} was renamed, and rows with it are published"
             ));
         }
-        if !check::fits(&column.pg_type, found) && !check::widens(&column.pg_type, &found.type_name) {
+        let fits = check::fits(&column.pg_type, found) || check::widens(&column.pg_type, &found.type_name);
+        if !fits && !declared.hides_type(column_name) {
             return Some(format!(
                 "column {column_name} of table {name} is {}, but is declared as {}",
                 catalog::sql_type_name(&found.type_name),

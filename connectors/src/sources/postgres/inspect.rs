@@ -232,6 +232,7 @@ fn check_tables(catalog: &Catalog, declaration: &Declaration) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::publication::ColumnLists;
     use super::super::server::{Server, Settings};
     use super::*;
     use crate::source::OnMismatch;
@@ -242,6 +243,8 @@ mod tests {
             connector: "shop".into(),
             server: Server::new(Settings::new(Secret::new("postgres://app@db/shop"))).unwrap(),
             publication: String::from("p"),
+            manages_publication: true,
+            column_lists: ColumnLists::default(),
             tables: Vec::new(),
             on_mismatch: OnMismatch::Stop,
         }

@@ -5,20 +5,20 @@
 //! blocks the stream, and its failure never fails the connector: the stream itself reports an unreachable database.
 
 use super::catalog::Catalog;
-use super::server::{Server, Sql, literal};
+use super::declaration::Declaration;
+use super::publication;
+use super::server::{Sql, literal};
 use crate::error::Result;
-use schemas::ids::TableName;
 use schemas::version::Lsn;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Parameters of the monitor.
 pub(super) struct Watched {
-    pub(super) server: Server,
+    pub(super) declaration: Arc<Declaration>,
     pub(super) slot: String,
-    pub(super) publication: String,
-    pub(super) tables: Vec<TableName>,
     /// Interval between heartbeats.
     pub(super) every: Duration,
 }
@@ -75,9 +75,9 @@ async fn observe(watched: &Watched, connection: Option<Sql>) -> Result<(Sql, Obs
     let sql = match connection.filter(|sql| !sql.is_closed()) {
         Some(sql) => sql,
         // The catalog queries lock each partition, and a client that gave up would leave its query in the queue of the lock.
-        None => watched.server.connect_for_catalog("trunkline heartbeat").await?,
+        None => watched.declaration.server.connect_for_catalog("trunkline heartbeat").await?,
     };
-    let catalog = Catalog::read(&sql, &watched.tables, &watched.publication).await;
+    let catalog = read_catalog(&sql, &watched.declaration).await;
     let at = sql
         .value("read the WAL position", "SELECT pg_current_wal_insert_lsn()::text")
         .await?;
@@ -102,4 +102,19 @@ async fn observe(watched: &Watched, connection: Option<Sql>) -> Result<(Sql, Obs
         lag_bytes: lag.map(|lag| u64::try_from(lag).unwrap_or_default()),
     };
     Ok((sql, observation))
+}
+
+/// Reads the catalog, and changes the publication first if its tables or column lists are not those that are declared.
+async fn read_catalog(sql: &Sql, declaration: &Declaration) -> Result<Catalog> {
+    let (names, publication) = (declaration.names(), declaration.publication.as_str());
+    let catalog = Catalog::read(sql, &names, publication).await?;
+    match publication::maintain(sql, declaration, &catalog).await {
+        Ok(false) => Ok(catalog),
+        Ok(true) => Catalog::read(sql, &names, publication).await,
+        Err(error) => {
+            let connector = &declaration.connector;
+            tracing::warn!(%connector, publication, error = service::chain(&error), "cannot change the publication");
+            Ok(catalog)
+        }
+    }
 }

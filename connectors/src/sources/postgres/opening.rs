@@ -4,6 +4,7 @@ use super::catalog::Catalog;
 use super::check::{self, Checked, Declared, Unsuitable};
 use super::declaration::Declaration;
 use super::drift::{self, Verdict};
+use super::publication;
 use super::replication::Identity;
 use super::rows::Table;
 use super::server::Sql;
@@ -118,8 +119,8 @@ impl Opener<'_> {
     /// [`Error::Rejected`] with all problems.
     pub(super) async fn for_snapshot(&self, sql: &Sql, slot: &Slot<'_>, is_first: bool) -> Result<Opened> {
         let declaration = self.declaration;
-        let (server, publication) = (&declaration.server, declaration.publication.as_str());
-        let catalog = Catalog::read(sql, &declaration.names(), publication).await?;
+        let (server, publication_name) = (&declaration.server, declaration.publication.as_str());
+        let catalog = Catalog::read(sql, &declaration.names(), publication_name).await?;
         let (mut passed, mut failed) = (Vec::new(), Vec::new());
         for table in &declaration.tables {
             match check::check(table, &catalog, declaration.reading(is_first)) {
@@ -146,8 +147,11 @@ impl Opener<'_> {
             return Err(check::rejected(server, &rejected));
         }
         // The database is changed only now, so a start that is refused leaves it as it was.
-        check::publish(sql, server, publication, catalog.publication.as_ref(), &accepted).await?;
-        let catalog = Catalog::read(sql, &declaration.names(), publication).await?;
+        publication::publish(sql, declaration, &catalog, &accepted).await?;
+        let mut catalog = Catalog::read(sql, &declaration.names(), publication_name).await?;
+        if publication::maintain(sql, declaration, &catalog).await? {
+            catalog = Catalog::read(sql, &declaration.names(), publication_name).await?;
+        }
         let records = accepted.iter().map(|checked| {
             let name = checked.declared.name.as_str().to_owned();
             (name, drift::record(checked, &catalog))
@@ -157,7 +161,7 @@ impl Opener<'_> {
             timeline: slot.identity.timeline,
             database: server.database().to_owned(),
             slot: slot.name.to_owned(),
-            publication: publication_record(publication, &catalog),
+            publication: publication_record(publication_name, &catalog),
             tables: records.collect(),
         };
         let failed = failed.iter().map(|unsuitable| (unsuitable, false));
@@ -208,7 +212,8 @@ impl Opener<'_> {
         let at = |column: &String| declared.columns.iter().position(|c| c.name == *column);
         let key: Option<Vec<usize>> = key.iter().map(at).collect();
         let key = key.ok_or_else(|| rejected(format!("table {name} has a key column that is not declared")))?;
-        Table::new(name.clone(), Arc::new(schema), id, key)
+        let table = Table::new(name.clone(), Arc::new(schema), id, key)?;
+        Ok(table.masked(|column| declared.masking(column)))
     }
 }
 

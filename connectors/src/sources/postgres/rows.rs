@@ -5,6 +5,7 @@
 //! values are never changed to make them encodable.
 
 use super::arrays::{self, ArrayError};
+use super::masks::Masking;
 use super::pgoutput::Value;
 use super::text;
 use crate::error::{Error, Result};
@@ -80,6 +81,7 @@ struct Column {
     form: Form,
     is_array: bool,
     nullable: bool,
+    mask: Option<Masking>,
 }
 
 impl Column {
@@ -94,16 +96,27 @@ impl Column {
             form: Form::of(item)?,
             is_array,
             nullable: schema.takes_null(field.ty),
+            mask: None,
         })
     }
 
     /// Whether values are decoded into a buffer before they are encoded.
     fn needs_buffer(&self) -> bool {
-        self.is_array || self.form == Form::Bytes
+        self.is_array || self.form == Form::Bytes || self.mask.is_some()
+    }
+
+    /// Whether null is published instead of all values.
+    fn is_hidden(&self) -> bool {
+        self.mask == Some(Masking::Null)
     }
 
     /// Decodes a value into the buffers. Returns a range of bytes, or of items if it is an array.
     fn decode(&self, text: &[u8], decoded: &mut Decoded) -> std::result::Result<Range<usize>, Invalid> {
+        if let Some(mask) = &self.mask {
+            let from = decoded.bytes.len();
+            mask.write(text, &mut decoded.bytes);
+            return Ok(from..decoded.bytes.len());
+        }
         if !self.is_array {
             let from = decoded.bytes.len();
             let is_valid = text::bytea(text, &mut decoded.bytes);
@@ -133,6 +146,9 @@ impl Column {
 
     /// A value that was decoded into a range of the buffers.
     fn decoded<'b>(&self, range: Range<usize>, decoded: &'b Decoded) -> Option<Datum<'b>> {
+        if self.mask.is_some() {
+            return self.form.read(decoded.bytes.get(range)?);
+        }
         if !self.is_array {
             return Some(Datum::Bytes(decoded.bytes.get(range)?));
         }
@@ -234,6 +250,15 @@ impl Table {
         })
     }
 
+    /// Masks columns.
+    pub(super) fn masked(mut self, masking: impl Fn(&str) -> Option<Masking>) -> Self {
+        for column in &mut self.columns {
+            column.mask = masking(&column.name);
+        }
+        self.needs_buffer = self.columns.iter().any(Column::needs_buffer);
+        self
+    }
+
     /// Number of declared columns.
     pub(super) fn columns(&self) -> usize {
         self.columns.len()
@@ -312,6 +337,7 @@ impl Table {
         let mut unchanged = Vec::new();
         for (at, (column, value)) in self.columns.iter().zip(values).enumerate() {
             let datum = match value {
+                _ if column.is_hidden() => Some(Datum::Null),
                 Value::Text(_) if column.needs_buffer() => {
                     let range = buffers.ranges.get(at).cloned().flatten();
                     range.and_then(|range| column.decoded(range, &buffers.decoded))

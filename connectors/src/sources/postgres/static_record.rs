@@ -120,6 +120,9 @@ pub struct ColumnRecord {
     /// Labels of an enum by OID.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<u32, String>,
+    /// Identifies the mask with which its values are published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<String>,
 }
 
 /// The state of a table that needs a snapshot.
@@ -296,6 +299,7 @@ mod tests {
             type_name: String::from("timestamptz"),
             changed_by: u32::MAX,
             labels: BTreeMap::new(),
+            mask: None,
         };
         let table = TableRecord {
             oid: 1_000_000,

@@ -2,15 +2,17 @@
 
 use super::*;
 use crate::sources::postgres::catalog::Published;
-use std::collections::BTreeMap;
+use crate::sources::postgres::replacements::Replacements;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn declared(columns: &[(&str, &str)], key: Option<&[&str]>) -> Declared {
     let column = |(name, ty): &(&str, &str)| DeclaredColumn::declared(name, ty);
-    Declared {
-        name: TableName::new("orders").unwrap(),
-        columns: columns.iter().map(column).collect(),
-        key: key.map(|k| k.iter().map(|s| (*s).to_owned()).collect()),
-    }
+    let key = key.map(|k| k.iter().map(|s| (*s).to_owned()).collect());
+    Declared::new(
+        TableName::new("orders").unwrap(),
+        columns.iter().map(column).collect(),
+        key,
+    )
 }
 
 fn actual(identity: char, primary_key: &[&str]) -> Table {
@@ -24,6 +26,7 @@ fn actual(identity: char, primary_key: &[&str]) -> Table {
         labels: BTreeMap::new(),
         nullable,
         generated: name == "total",
+        readable: true,
     };
     Table {
         oid: 1,
@@ -39,6 +42,8 @@ fn actual(identity: char, primary_key: &[&str]) -> Table {
         row_security: false,
         deferrable_key: false,
         partitions: BTreeMap::new(),
+        partition_identity: BTreeSet::new(),
+        has_full_partition: false,
         columns: vec![
             column("id", "int8", false),
             column("note", "varchar", true),
@@ -129,6 +134,7 @@ const READING: Reading<'_> = Reading {
     user: "app",
     publication: "p",
     is_first: false,
+    is_own: false,
 };
 
 /// A publication with or without the table.
@@ -141,6 +147,8 @@ fn publication(orders: Option<Published>) -> Publication {
         all_tables: false,
         operations: Vec::new(),
         via_root: false,
+        has_schemas: false,
+        replacements: Replacements::default(),
         tables: orders.into_iter().map(|published| (key.clone(), published)).collect(),
     }
 }
@@ -261,6 +269,56 @@ fn publication_must_cover_columns_rows_and_partitions() {
             .unwrap()
             .contains("partitions of table orders")
     );
+}
+
+#[test]
+fn column_is_added_to_a_list_only_in_a_publication_of_the_connector() {
+    let table = declared(&[("id", "int8"), ("note", "text?")], None);
+    let published = Published {
+        columns: Some(vec![String::from("id")]),
+        has_list: true,
+        is_named: true,
+        ..Published::default()
+    };
+    let problem = |is_own| {
+        let reading = Reading { is_own, ..READING };
+        check_published(reading, &publication(Some(published.clone())), &table, &actual('d', &["id"]))
+    };
+    assert_eq!(problem(true), None);
+    assert!(problem(false).unwrap().what.contains("does not publish column note"));
+}
+
+#[test]
+fn permission_for_single_columns_suffices() {
+    let without = |hidden: &[&str]| {
+        let mut table = actual('d', &["id"]);
+        for column in &mut table.columns {
+            column.readable = !hidden.contains(&column.name.as_str());
+        }
+        problems(&declared(&[("id", "int8"), ("note", "text?")], None), &table)
+    };
+    assert_eq!(without(&["tags", "total"]), [""; 0]);
+    assert_eq!(
+        without(&["note"]),
+        ["user app has no permission to read column note of table orders -> GRANT SELECT (\"note\") ON \
+          \"public\".\"orders\" TO \"app\"; or remove it from the columns of [[table]] orders"]
+    );
+    assert!(without(&["id", "note"])[0].contains("no permission to read table orders"));
+}
+
+#[test]
+fn masked_column_may_have_any_type_but_must_not_be_the_key() {
+    let masked = |column: &str, ty, mask| {
+        let mut declared = declared(&[("id", "int8"), (column, ty)], None);
+        declared.masks.insert(column.to_owned(), mask);
+        problems(&declared, &actual('d', &["id"]))
+    };
+    assert_eq!(masked("tags", "text?", Mask::Hash), [""; 0]);
+    assert_eq!(masked("tags", "date?", Mask::Null), [""; 0]);
+    let mut key = declared(&[("id", "int8")], None);
+    key.masks.insert(String::from("id"), Mask::Hash);
+    let text = problems(&key, &actual('d', &["id"]));
+    assert!(text[0].contains("key column id of table orders is masked"), "{text:?}");
 }
 
 #[test]

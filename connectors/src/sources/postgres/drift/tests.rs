@@ -2,19 +2,14 @@
 
 use super::super::catalog::{Column, Partition, Publication, Published};
 use super::super::pgoutput;
+use super::super::replacements::Replacements;
 use super::*;
 use schemas::pg_types::Column as DeclaredColumn;
 use std::collections::BTreeSet;
 
 fn declared(columns: &[(&str, &str)]) -> Declared {
-    Declared {
-        name: TableName::new("orders").unwrap(),
-        columns: columns
-            .iter()
-            .map(|(name, ty)| DeclaredColumn::declared(name, ty))
-            .collect(),
-        key: None,
-    }
+    let columns = columns.iter().map(|(name, ty)| DeclaredColumn::declared(name, ty));
+    Declared::new(TableName::new("orders").unwrap(), columns.collect(), None)
 }
 
 fn column(name: &str, number: i16, type_oid: u32, type_name: &str) -> Column {
@@ -28,6 +23,7 @@ fn column(name: &str, number: i16, type_oid: u32, type_name: &str) -> Column {
         labels: BTreeMap::from([(1, String::from("open")), (2, String::from("paid"))]),
         nullable: false,
         generated: false,
+        readable: true,
     }
 }
 
@@ -39,6 +35,7 @@ struct World {
     published: Published,
     via_root: bool,
     publication_changed_by: u32,
+    replacements: Replacements,
 }
 
 impl World {
@@ -67,6 +64,8 @@ impl World {
                 identity_index: Vec::new(),
                 unique_keys: vec![vec![String::from("id")]],
                 partitions: BTreeMap::from([(70, partition(170)), (71, partition(171))]),
+                partition_identity: BTreeSet::new(),
+                has_full_partition: false,
             },
             published: Published {
                 memberships: BTreeSet::from([String::from("table 16")]),
@@ -74,6 +73,7 @@ impl World {
             },
             via_root: true,
             publication_changed_by: 600,
+            replacements: Replacements::default(),
         }
     }
 
@@ -82,6 +82,7 @@ impl World {
         Catalog {
             tables: BTreeMap::from([(pair.clone(), self.table)]),
             other_kinds: BTreeMap::new(),
+            has_column_lists: true,
             publication: Some(Publication {
                 oid: 1,
                 changed_by: self.publication_changed_by,
@@ -89,6 +90,8 @@ impl World {
                 all_tables: false,
                 operations: Vec::new(),
                 via_root: self.via_root,
+                has_schemas: false,
+                replacements: self.replacements,
                 tables: BTreeMap::from([(pair, self.published)]),
             }),
         }
@@ -211,6 +214,29 @@ fn changes_that_were_undone() -> [(Change, &'static str); 6] {
 }
 
 #[test]
+fn changed_mask_needs_a_snapshot() {
+    let masked = |mask: Option<topology::Mask>| {
+        let mut declared = declared(&[("id", "int8"), ("other", "text?")]);
+        declared.masks.extend(mask.map(|mask| (String::from("other"), mask)));
+        declared
+    };
+    let checked = Checked {
+        declared: masked(Some(topology::Mask::Partial)),
+        key: vec![0],
+    };
+    let record = record(&checked, &World::new().catalog());
+    for (mask, want) in [
+        (Some(topology::Mask::Partial), false),
+        (Some(topology::Mask::Null), true),
+        (None, true),
+    ] {
+        let verdict = compare(&masked(mask), &record, &World::new().catalog(), "p");
+        let needs_snapshot = matches!(verdict, Verdict::NeedsSnapshot { cause } if cause.contains("the mask of column other"));
+        assert_eq!(needs_snapshot, want, "{mask:?}");
+    }
+}
+
+#[test]
 fn table_outside_the_publication_needs_a_snapshot() {
     let mut catalog = World::new().catalog();
     catalog.publication.as_mut().unwrap().tables.clear();
@@ -221,7 +247,7 @@ fn table_outside_the_publication_needs_a_snapshot() {
 #[test]
 fn harmless_differences_do_not_stop_a_table() {
     type Change = fn(&mut World);
-    let cases: [Change; 12] = [
+    let cases: [Change; 13] = [
         |w| w.table.columns.push(column("added", 5, 25, "text")),
         |w| drop(w.table.columns.remove(3)),
         |w| w.table.columns[1] = column("n", 2, 20, "int8"),
@@ -243,6 +269,11 @@ fn harmless_differences_do_not_stop_a_table() {
         |w| drop(w.table.columns[1].labels.insert(3, String::from("shipped"))),
         // It is published by its schema too, and then by its schema only.
         |w| w.published.memberships.extend([String::from("schema 18 5")]),
+        // Its column list was changed in one transaction.
+        |w| {
+            let entry = std::mem::replace(&mut w.published.memberships, BTreeSet::from([String::from("table 17")]));
+            w.replacements.record(&entry, "table 17");
+        },
     ];
     for (at, change) in cases.into_iter().enumerate() {
         assert_eq!(cause(&COLUMNS, change), None, "case {at}");
