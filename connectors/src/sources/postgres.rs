@@ -32,6 +32,7 @@ mod replacements;
 mod replication;
 mod reports;
 mod retention;
+mod rewrites;
 mod rows;
 pub mod server;
 mod slot;
@@ -260,6 +261,7 @@ impl Source {
         let monitor = Monitor::start(Watched {
             declaration: Arc::clone(&self.declaration),
             slot: self.slot.clone(),
+            source: position.source.clone(),
             every: self.heartbeat_every,
         });
         let setup = Setup {

@@ -59,6 +59,8 @@ pub struct Partition {
     /// Transaction id that attached the partition to its parent. It is another one after the partition was detached and
     /// attached again.
     pub attached_by: u32,
+    /// All transactions with a smaller id had ended when the file node was read.
+    pub settled_below: u64,
     /// Whether the partition has never contained rows that were not written through its parent.
     pub began_empty: bool,
 }
@@ -422,7 +424,7 @@ async fn read_keys(sql: &Sql, which: &str, found: &mut Tables) -> Result<()> {
 async fn read_partitions(sql: &Sql, which: &str, found: &mut Tables) -> Result<()> {
     let partitions = format!(
         "SELECT n.nspname, c.relname, l.oid, coalesce(pg_relation_filenode(l.oid), 0) AS file_node, \
-            h.xmin AS attached_by, \
+            h.xmin AS attached_by, pg_snapshot_xmin(pg_current_snapshot()) AS settled_below, \
             EXISTS (SELECT FROM pg_attribute a JOIN pg_attribute s ON s.attrelid = a.attrelid AND s.attnum = -1 \
                 WHERE a.attrelid = l.oid AND a.attnum > 0 AND NOT a.attisdropped \
                 AND a.xmin = s.xmin AND a.cmin = s.cmin AND a.xmax = 0 AND s.xmax = 0) \
@@ -439,6 +441,7 @@ async fn read_partitions(sql: &Sql, which: &str, found: &mut Tables) -> Result<(
             let partition = Partition {
                 file_node: number(&row, "file_node"),
                 attached_by: number(&row, "attached_by"),
+                settled_below: number(&row, "settled_below"),
                 began_empty: is(&row, "began_empty"),
             };
             table.partitions.insert(number(&row, "oid"), partition);

@@ -12,7 +12,7 @@ mod chunks;
 
 pub(super) use chunks::{ChunkRows, Outcome};
 
-use super::drift;
+use super::drift::{self, Cause};
 use super::emitter::{Emitter, Missing, Published};
 use super::parts::{Change, Content, EncodedRow, Lacking, PendingRecord, RecordId, Rejection, Sent, Transaction};
 use super::pgoutput::{DecodeError, Message, Old, Relation, RelationId, Tuple, Value};
@@ -153,9 +153,12 @@ impl Changes {
     }
 
     /// Stops a table: from now on its changes are skipped. `first` is the fix that is required before a snapshot.
-    pub(super) fn stop(&mut self, table: &str, cause: String, first: Option<&str>) {
+    pub(super) fn stop(&mut self, table: &str, cause: Cause, first: Option<&str>) {
         let connector = &self.setup.connector;
-        let state = drift::needs_snapshot(connector, table, cause, first);
+        let state = NeedsSnapshot {
+            automatic: cause.is_migration,
+            ..drift::needs_snapshot(connector, table, cause.text, first)
+        };
         tracing::error!(%connector, table, cause = state.cause, fix = state.fix, "table needs a snapshot");
         self.stop_with(table, state);
     }

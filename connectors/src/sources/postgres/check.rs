@@ -5,7 +5,8 @@
 
 use super::catalog::{self, Catalog, Column, Publication, Table};
 use super::masks::{HashKey, Masking};
-use super::server::{Server, identifier};
+use super::server::{Server, Sql, identifier};
+use super::static_record::ColumnRecord;
 use crate::error::{Error, Result};
 use schemas::ids::TableName;
 use schemas::pg_types::{self, AvroType, Column as DeclaredColumn};
@@ -125,6 +126,8 @@ pub(super) struct Reading<'r> {
     pub(super) publication: &'r str,
     /// Whether the table has never been published. It must then match its declaration completely.
     pub(super) is_first: bool,
+    /// The columns with which the table was read before; `None` if they are not known.
+    pub(super) known: Option<&'r [ColumnRecord]>,
     /// Whether the publication is the connector's own.
     pub(super) is_own: bool,
 }
@@ -142,7 +145,7 @@ pub(super) fn check(
     let Some(found) = catalog.table(&table.name) else {
         return Err(unsuitable(vec![missing(table, catalog)]));
     };
-    let (key, mut problems) = check_table(table, found, reading.user);
+    let (key, mut problems) = check_table(table, found, reading);
     if let Some(publication) = &catalog.publication {
         problems.extend(check_published(reading, publication, table, found));
     }
@@ -190,13 +193,14 @@ pub(super) fn quoted(name: &TableName) -> String {
 }
 
 /// Checks one table; returns its key as indices of declared columns, which is complete if there is no problem.
-fn check_table(declared: &Declared, actual: &Table, user: &str) -> (Vec<usize>, Vec<Problem>) {
+fn check_table(declared: &Declared, actual: &Table, reading: Reading<'_>) -> (Vec<usize>, Vec<Problem>) {
+    let user = reading.user;
     let mut problems = Vec::new();
     let table = quoted(&declared.name);
     problems.extend(check_permissions(declared, actual, user));
     problems.extend(check_reading(declared, actual, user));
     for column in &declared.columns {
-        problems.extend(check_column(declared, column, actual));
+        problems.extend(check_column(declared, column, actual, reading));
     }
     let key = declared.key.as_ref().unwrap_or(&actual.primary_key);
     if key.is_empty() {
@@ -357,13 +361,15 @@ fn check_reading(declared: &Declared, actual: &Table, user: &str) -> Vec<Problem
     problems
 }
 
-fn check_column(declared: &Declared, column: &DeclaredColumn, actual: &Table) -> Option<Problem> {
+fn check_column(
+    declared: &Declared,
+    column: &DeclaredColumn,
+    actual: &Table,
+    reading: Reading<'_>,
+) -> Option<Problem> {
     let (name, table) = (&column.name, &declared.name);
     let Some(found) = actual.column(name) else {
-        return Some(Problem::new(
-            format!("table {table} has no column {name}"),
-            format!("remove {name} from the columns of [[table]] {table}"),
-        ));
+        return missing_column(declared, column, actual, reading);
     };
     let mark = if found.nullable { "?" } else { "" };
     let declaration = format!(
@@ -401,6 +407,36 @@ fn check_column(declared: &Declared, column: &DeclaredColumn, actual: &Table) ->
         });
     }
     None
+}
+
+/// The problem of a declared column that does not exist. If it was published before and is nullable, it was dropped, and
+/// null is published instead.
+fn missing_column(
+    declared: &Declared,
+    column: &DeclaredColumn,
+    actual: &Table,
+    reading: Reading<'_>,
+) -> Option<Problem> {
+    let (name, table) = (&column.name, &declared.name);
+    let known = reading.known.map(|known| known.iter().find(|known| known.name == *name));
+    let is_number_of = |c: &&Column| known.flatten().is_some_and(|known| known.number == c.number);
+    if let Some(renamed) = actual.columns.iter().find(is_number_of) {
+        return Some(Problem::new(
+            format!("column {name} of table {table} was renamed to {}", renamed.name),
+            format!("write {} instead of {name} in [[table]] {table}", renamed.name),
+        ));
+    }
+    let was_published = match known {
+        None => !reading.is_first,
+        Some(known) => known.is_some(),
+    };
+    if was_published && column.nullable {
+        return None;
+    }
+    Some(Problem::new(
+        format!("table {table} has no column {name}"),
+        format!("remove {name} from the columns of [[table]] {table}"),
+    ))
 }
 
 /// Whether integer type `to` has all values of type `from`, in the same text format.

@@ -5,6 +5,7 @@ use super::rows::Table;
 use super::server::{identifier, literal};
 use super::window::{InProgress, KeyTexts};
 use schemas::ids::TableName;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 /// Which rows a chunk contains.
@@ -46,10 +47,15 @@ pub(super) struct ChunkQuery {
 }
 
 impl ChunkQuery {
-    pub(super) fn new(table: &Table, key: Vec<KeyColumn>) -> Self {
+    /// For the columns of an encoder. `dropped` are those that do not exist any more.
+    pub(super) fn new(table: &Table, key: Vec<KeyColumn>, dropped: &BTreeSet<&str>) -> Self {
+        let column = |name| match dropped.contains(name) {
+            true => String::from("NULL"),
+            false => identifier(name),
+        };
         ChunkQuery {
             table: table.name.clone(),
-            columns: table.names().map(identifier).collect(),
+            columns: table.names().map(column).collect(),
             key,
         }
     }

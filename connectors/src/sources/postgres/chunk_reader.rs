@@ -12,7 +12,7 @@ use super::drift;
 use super::opening::{Opener, is_of_table};
 use super::rows::Table;
 use super::server::{Sql, literal};
-use super::static_record::TableRecord;
+use super::static_record::{ColumnRecord, TableRecord};
 use super::watermark::{self, Level, Watermark};
 use crate::error::{Error, Result};
 use schemas::ids::SourceName;
@@ -54,9 +54,11 @@ pub(super) enum Work {
         /// OID under which the table's changes are published, if they are. Otherwise the transactions that have written
         /// to the table must end first, because their changes may be missing in the stream.
         published: Option<u32>,
+        /// The columns with which the table was read before.
+        known: Vec<ColumnRecord>,
     },
-    /// Read a chunk of the prepared table.
-    Read { range: Range },
+    /// Read a chunk of the prepared table, this time after the low watermark.
+    Read { range: Range, settle: Duration },
 }
 
 /// A reply to the command of this number.
@@ -173,8 +175,12 @@ impl Reading {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         while let Some(Command { number, work }) = commands.recv().await {
             let result = match work {
-                Work::Prepare { table, published } => self.prepare(&table, published).await,
-                Work::Read { range } => self.read(number, &range).await.map_err(Failure::Other),
+                Work::Prepare {
+                    table,
+                    published,
+                    known,
+                } => self.prepare(&table, published, &known).await,
+                Work::Read { range, settle } => self.read(number, &range, settle).await.map_err(Failure::Other),
             };
             // After an error, the connection was dropped: a transaction may be open.
             let result = match result {
@@ -206,7 +212,12 @@ impl Reading {
         }
     }
 
-    async fn prepare(&mut self, table: &str, published: Option<u32>) -> Result<Option<Prepared>, Failure> {
+    async fn prepare(
+        &mut self,
+        table: &str,
+        published: Option<u32>,
+        known: &[ColumnRecord],
+    ) -> Result<Option<Prepared>, Failure> {
         let sql = self.connect().await?;
         let declaration = Arc::clone(&self.context.declaration);
         let Some(declared) = declaration.table(table) else {
@@ -214,8 +225,12 @@ impl Reading {
         };
         let publication = declaration.publication.as_str();
         let names = [declared.name.clone()];
+        let reading = check::Reading {
+            known: Some(known),
+            ..declaration.reading(false)
+        };
         let check = |catalog: &Catalog| {
-            check::check(declared, catalog, declaration.reading(false)).map_err(|unsuitable| {
+            check::check(declared, catalog, reading).map_err(|unsuitable| {
                 Failure::Unsuitable(Unsuitable {
                     cause: unsuitable.cause(),
                     fix: Some(unsuitable.fix()),
@@ -280,7 +295,7 @@ impl Reading {
         })
     }
 
-    async fn read(&mut self, number: u64, range: &Range) -> Result<Option<Prepared>> {
+    async fn read(&mut self, number: u64, range: &Range, settle: Duration) -> Result<Option<Prepared>> {
         let sql = self.connect().await?;
         let Some(prepared) = self.prepared.as_mut() else {
             return Err(bug("no table is prepared"));
@@ -292,6 +307,9 @@ impl Reading {
         };
         sql.run("write a watermark", &emit(&mark(Level::Low))).await?;
         failpoint::hit("connector.postgres.low_watermark");
+        if !settle.is_zero() {
+            tokio::time::sleep(settle).await;
+        }
         let rows = read_rows(&sql, prepared, range).await?;
         self.reply(number, Outcome::Chunk(rows)).await;
         // The transactional message makes the server flush the WAL up to the watermark, which is otherwise sent only
@@ -412,7 +430,9 @@ async fn describe(
             .and_then(|table| table.column(name))
             .is_none_or(|column| column.nullable),
     });
-    let query = ChunkQuery::new(encoder, key.collect());
+    let dropped = record.columns.iter().filter(|column| column.is_dropped());
+    let dropped = dropped.map(|column| column.name.as_str()).collect();
+    let query = ChunkQuery::new(encoder, key.collect(), &dropped);
     let rows = sql.rows(attempted, &chunk_query::estimate(record.oid)).await?;
     let number = |at: usize| -> Option<u64> {
         let text = rows.first().and_then(|row| row.try_get(at).ok().flatten())?;

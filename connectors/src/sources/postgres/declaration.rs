@@ -4,7 +4,7 @@ use super::catalog::Catalog;
 use super::check::{self, Declared, Reading};
 use super::publication::ColumnLists;
 use super::server::Server;
-use super::static_record::{Content, PublicationRecord};
+use super::static_record::{ColumnRecord, Content, PublicationRecord};
 use crate::error::{Error, Result};
 use crate::source::OnMismatch;
 use schemas::ids::TableName;
@@ -32,8 +32,13 @@ impl Declaration {
     }
 
     /// The fix that is required before a snapshot of the table; `None` if the table can be published.
-    pub(super) fn first_fix(&self, table: &Declared, catalog: &Catalog) -> Option<String> {
-        let checked = check::check(table, catalog, self.reading(false));
+    /// `known` are the columns with which the table was read.
+    pub(super) fn first_fix(&self, table: &Declared, catalog: &Catalog, known: &[ColumnRecord]) -> Option<String> {
+        let reading = Reading {
+            known: Some(known),
+            ..self.reading(false)
+        };
+        let checked = check::check(table, catalog, reading);
         checked.err().map(|unsuitable| unsuitable.fix())
     }
 
@@ -43,6 +48,7 @@ impl Declaration {
             user: self.server.user(),
             publication: &self.publication,
             is_first,
+            known: None,
             is_own: self.manages_publication,
         }
     }
@@ -73,7 +79,8 @@ impl Declaration {
     }
 
     /// Returns the tables that need a snapshot which is taken without a request: it would help, because the table could
-    /// now be published, and either `on_mismatch` is `resync` or the table or a column was declared later.
+    /// now be published, and either `on_mismatch` is `resync`, or the table or a column was declared later, or the table
+    /// was changed by a usual migration.
     pub(super) fn repairable<'d>(&'d self, content: &Content, catalog: &Catalog) -> Vec<&'d TableName> {
         let is_repairable = |table: &&Declared| {
             let Some(record) = content.tables.get(table.name.as_str()) else {
@@ -81,8 +88,8 @@ impl Declaration {
             };
             record.snapshot.is_none()
                 && record.needs_snapshot.as_ref().is_some_and(|state| {
-                    let is_automatic = self.on_mismatch == OnMismatch::Resync || state.declared_later;
-                    is_automatic && !state.schema_rejected && self.first_fix(table, catalog).is_none()
+                    let is_automatic = self.on_mismatch == OnMismatch::Resync || state.automatic;
+                    is_automatic && !state.schema_rejected && self.first_fix(table, catalog, &record.columns).is_none()
                 })
         };
         self.tables

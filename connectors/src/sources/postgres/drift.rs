@@ -18,14 +18,36 @@ pub(super) enum Verdict {
     /// The changes of the table can be published. Contains the current record.
     Fits(Box<TableRecord>),
     /// The table needs a snapshot.
-    NeedsSnapshot {
-        /// Why.
-        cause: String,
-    },
+    NeedsSnapshot(Cause),
 }
 
-fn stop(cause: String) -> Verdict {
-    Verdict::NeedsSnapshot { cause }
+/// Why a table needs a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Cause {
+    pub(super) text: String,
+    /// Whether it is a usual migration, after which the table is read again without a request.
+    pub(super) is_migration: bool,
+}
+
+impl Cause {
+    fn migration(text: String) -> Self {
+        Cause {
+            text,
+            is_migration: true,
+        }
+    }
+
+    /// A cause after which an operator decides.
+    pub(super) fn other(text: impl Into<String>) -> Self {
+        Cause {
+            text: text.into(),
+            is_migration: false,
+        }
+    }
+}
+
+fn stop(cause: impl Into<String>) -> Verdict {
+    Verdict::NeedsSnapshot(Cause::other(cause))
 }
 
 /// The fix of a table that needs a snapshot: `first`, if present, then a snapshot.
@@ -44,7 +66,7 @@ pub(super) fn needs_snapshot(connector: &str, table: &str, cause: String, first:
         fix: fix(connector, table, first),
         published: false,
         schema_rejected: false,
-        declared_later: false,
+        automatic: false,
     }
 }
 
@@ -61,13 +83,20 @@ pub(super) fn record(checked: &Checked, catalog: &Catalog) -> TableRecord {
 
 fn current(declared: &Declared, key: Vec<String>, table: &Table, catalog: &Catalog) -> TableRecord {
     let published = catalog.published(&declared.name);
-    let columns = declared.columns.iter().filter_map(|c| table.column(&c.name));
+    // A declared column that does not exist was dropped, which the check permits.
+    let column = |c: &schemas::pg_types::Column| match table.column(&c.name) {
+        Some(column) => column_record(declared, column),
+        None => ColumnRecord {
+            name: c.name.clone(),
+            ..ColumnRecord::default()
+        },
+    };
     TableRecord {
         oid: table.oid,
         key,
         replica_identity: table.replica_identity.to_string(),
         file_node: table.file_node,
-        columns: columns.map(|column| column_record(declared, column)).collect(),
+        columns: declared.columns.iter().map(column).collect(),
         row_filter: published.and_then(|p| p.row_filter.clone()),
         column_list: published.and_then(|p| p.columns.clone()),
         publication_changed_by: catalog.publication.as_ref().map_or(0, |p| p.changed_by),
@@ -86,6 +115,7 @@ fn partition_record(partition: &catalog::Partition) -> PartitionRecord {
     PartitionRecord {
         file_node: partition.file_node,
         attached_by: partition.attached_by,
+        settled_below: partition.settled_below,
     }
 }
 
@@ -135,16 +165,21 @@ pub(super) fn compare(declared: &Declared, was: &TableRecord, catalog: &Catalog,
     if declared.key.is_some() && !table.is_unique(key) {
         return stop(check::not_unique(name, key));
     }
-    if let Some(cause) = compare_columns(declared, was, table, published) {
-        return stop(cause);
+    if let Some(cause) = compare_columns(declared, was, table) {
+        return Verdict::NeedsSnapshot(Cause::migration(cause));
+    }
+    if let Some(column) = unpublished_column(declared, published) {
+        return stop(format!(
+            "publication {publication} no longer contains column {column} of table {name}"
+        ));
     }
     if let Some(cause) = compare_partitions(name, &was.partitions, &table.partitions) {
-        return stop(cause);
+        return Verdict::NeedsSnapshot(Cause::migration(cause));
     }
     let mut now = current(declared, key.clone(), table, catalog);
     for (oid, partition) in &mut now.partitions {
         if let Some(known) = was.partitions.get(oid) {
-            partition.file_node = known.file_node;
+            (partition.file_node, partition.settled_below) = (known.file_node, known.settled_below);
         }
     }
     now.snapshot.clone_from(&was.snapshot);
@@ -203,12 +238,14 @@ fn identity_lacks(name: &TableName, column: &str) -> String {
     )
 }
 
-fn compare_columns(
-    declared: &Declared,
-    was: &TableRecord,
-    table: &Table,
-    published: &catalog::Published,
-) -> Option<String> {
+/// The first declared column that the column list of the publication lacks.
+fn unpublished_column<'d>(declared: &'d Declared, published: &catalog::Published) -> Option<&'d str> {
+    let list = published.columns.as_ref().filter(|_| published.has_list)?;
+    let lacks = |column: &&schemas::pg_types::Column| !list.contains(&column.name);
+    declared.columns.iter().find(lacks).map(|column| column.name.as_str())
+}
+
+fn compare_columns(declared: &Declared, was: &TableRecord, table: &Table) -> Option<String> {
     let name = &declared.name;
     for column in &declared.columns {
         let column_name = &column.name;
@@ -218,6 +255,9 @@ fn compare_columns(
             ));
         };
         let Some(found) = table.column(column_name) else {
+            if known.is_dropped() {
+                continue;
+            }
             return Some(format!("column {column_name} of table {name} was dropped or renamed"));
         };
         if found.number != known.number {
@@ -252,15 +292,6 @@ fn compare_columns(
                 "column {column_name} of table {name} is {}, but is declared as {}",
                 catalog::sql_type_name(&found.type_name),
                 catalog::sql_type_name(&column.pg_type)
-            ));
-        }
-        if published
-            .columns
-            .as_ref()
-            .is_some_and(|list| !list.contains(column_name))
-        {
-            return Some(format!(
-                "the publication no longer contains column {column_name} of table {name}"
             ));
         }
     }
@@ -324,30 +355,32 @@ fn compare_partitions(
 
 /// Returns the cause if a partition was truncated or rewritten since its file node was recorded. A recorded 0 means
 /// that the file node is unknown because the whole table was truncated; the stream contains that truncation.
-pub(super) fn truncated_partition(name: &TableName, was: &TableRecord, catalog: &Catalog) -> Option<String> {
+pub(super) fn truncated_partition(name: &TableName, was: &TableRecord, catalog: &Catalog) -> Option<Cause> {
     let table = catalog.table(name)?;
     let (oid, _) = table.partitions.iter().find(|(oid, partition)| {
         let known = was.partitions.get(oid).map_or(0, |known| known.file_node);
         known != 0 && known != partition.file_node
     })?;
-    Some(format!(
+    Some(Cause::migration(format!(
         "a partition of table {name} (OID {oid}) was truncated or rewritten, and its rows are still published"
-    ))
+    )))
 }
 
 /// Records the file nodes of partitions that have none recorded.
 pub(super) fn record_file_nodes(record: &mut TableRecord, name: &TableName, catalog: &Catalog) {
     let Some(table) = catalog.table(name) else { return };
     for (oid, known) in record.partitions.iter_mut().filter(|(_, known)| known.file_node == 0) {
-        known.file_node = table.partitions.get(oid).map_or(0, |partition| partition.file_node);
+        if let Some(partition) = table.partitions.get(oid) {
+            (known.file_node, known.settled_below) = (partition.file_node, partition.settled_below);
+        }
     }
 }
 
 /// Returns the cause if a relation of the stream does not match the table's record. The relation has the name or the
 /// OID of the table.
-pub(super) fn compare_relation(name: &TableName, was: &TableRecord, relation: &Relation<'_>) -> Option<String> {
+pub(super) fn compare_relation(name: &TableName, was: &TableRecord, relation: &Relation<'_>) -> Option<Cause> {
     if relation.id != was.oid {
-        return Some(replaced(name, was.oid, relation.id));
+        return Some(Cause::other(replaced(name, was.oid, relation.id)));
     }
     let schema = if relation.schema.is_empty() {
         "pg_catalog"
@@ -355,13 +388,27 @@ pub(super) fn compare_relation(name: &TableName, was: &TableRecord, relation: &R
         relation.schema
     };
     if (schema, relation.name) != (name.schema(), name.table()) {
-        return Some(format!("table {name} was renamed to {schema}.{}", relation.name));
+        return Some(Cause::other(format!(
+            "table {name} was renamed to {schema}.{}",
+            relation.name
+        )));
     }
     let column = |name: &str| relation.columns.iter().find(|c| c.name == name);
     if let Some(key) = was.key.iter().find(|key| column(key).is_none_or(|c| !c.key)) {
-        return Some(identity_lacks(name, key));
+        return Some(Cause::other(identity_lacks(name, key)));
     }
     None
+}
+
+/// The cause if a relation of the stream lacks a declared column.
+pub(super) fn lacks_column(name: &TableName, was: &TableRecord, column: &str) -> Option<Cause> {
+    let known = was.columns.iter().find(|known| known.name == column);
+    if known.is_some_and(ColumnRecord::is_dropped) {
+        return None;
+    }
+    Some(Cause::migration(format!(
+        "column {column} of table {name} was dropped, renamed or removed from the publication"
+    )))
 }
 
 /// Returns the cause if the type of a declared column in a relation of the stream does not match the record.
@@ -370,7 +417,7 @@ pub(super) fn compare_type(
     was: &TableRecord,
     relation: &Relation<'_>,
     column: &str,
-) -> Option<String> {
+) -> Option<Cause> {
     let sent = relation.columns.iter().find(|c| c.name == column)?;
     let known = was.columns.iter().find(|c| c.name == column)?;
     let now = ColumnRecord {
@@ -390,7 +437,7 @@ pub(super) fn compare_type(
         Some(name) => name.to_owned(),
         None => format!("a type with OID {}", sent.type_oid),
     };
-    Some(type_changed(name, known, &is))
+    Some(Cause::migration(type_changed(name, known, &is)))
 }
 
 /// Returns the name of a built-in type to which a column's type may change. The stream contains only OIDs.

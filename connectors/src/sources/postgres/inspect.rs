@@ -1,8 +1,9 @@
 //! Checks the database of a source for `trunkline doctor`. It only reads the catalog.
 
 use super::catalog::Catalog;
-use super::check;
+use super::check::{self, Declared};
 use super::declaration::Declaration;
+use super::publication::{self, ColumnLists};
 use super::server::{Sql, identifier, literal};
 use crate::error::{Error, Result};
 
@@ -77,6 +78,7 @@ async fn inspect_into(declaration: &Declaration, slot: &str, findings: &mut Vec<
     let catalog = Catalog::read(&sql, &declaration.names(), &declaration.publication).await?;
     findings.extend(check_publication(&catalog, declaration));
     findings.extend(check_tables(&catalog, declaration));
+    findings.extend(check_columns(&catalog, declaration));
     Ok(())
 }
 
@@ -230,9 +232,78 @@ fn check_tables(catalog: &Catalog, declaration: &Declaration) -> Vec<Finding> {
     findings
 }
 
+/// Reports which columns leave the database although they are not declared.
+fn check_columns(catalog: &Catalog, declaration: &Declaration) -> Vec<Finding> {
+    if catalog.publication.is_none() {
+        return Vec::new();
+    }
+    let with_columns = |table| (table, publication::undeclared(table, catalog));
+    let tables = declaration.tables.iter().map(with_columns);
+    let findings: Vec<Finding> = tables
+        .filter(|(_, columns)| !columns.is_empty())
+        .map(|(table, columns)| published_undeclared(table, &columns, catalog, declaration))
+        .collect();
+    let dropped = declaration.tables.iter().filter_map(|table| dropped_columns(table, catalog));
+    let findings: Vec<Finding> = findings.into_iter().chain(dropped).collect();
+    if findings.is_empty() {
+        return vec![good("only declared columns leave the database")];
+    }
+    findings
+}
+
+/// Reports declared columns that do not exist. They were dropped, or else the table is reported as not suitable.
+fn dropped_columns(table: &Declared, catalog: &Catalog) -> Option<Finding> {
+    let actual = catalog.table(&table.name)?;
+    let columns = table.columns.iter().filter(|c| c.nullable && actual.column(&c.name).is_none());
+    let columns: Vec<&str> = columns.map(|column| column.name.as_str()).collect();
+    let found = format!(
+        "column {} of table {} does not exist, so null is published",
+        columns.join(", "),
+        table.name
+    );
+    let fix = format!("remove it from the columns of [[table]] {}", table.name);
+    (!columns.is_empty()).then(|| warning(found, fix))
+}
+
+fn published_undeclared(table: &Declared, columns: &[String], catalog: &Catalog, declaration: &Declaration) -> Finding {
+    let (name, publication) = (&table.name, identifier(&declaration.publication));
+    let found = format!(
+        "column {} of table {name} leaves the database and is dropped by connector {}",
+        columns.join(", "),
+        declaration.connector
+    );
+    let actual = catalog.table(name);
+    let list = actual.and_then(|actual| publication::column_list(table, actual, catalog, ColumnLists::WhenNeeded));
+    if declaration.column_lists == ColumnLists::Never {
+        return good(format!("{found}, because column_lists is never"));
+    }
+    if !catalog.has_column_lists {
+        return warning(
+            format!("{found}, because PostgreSQL 14 has no column lists"),
+            "upgrade to PostgreSQL 15 or newer",
+        );
+    }
+    let Some(list) = list else {
+        return warning(
+            format!("{found}, because a table with REPLICA IDENTITY FULL cannot have a column list"),
+            format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT, if it has a primary key", check::quoted(name)),
+        );
+    };
+    let list: Vec<String> = list.iter().map(|column| identifier(column)).collect();
+    let table = check::quoted(name);
+    warning(
+        found,
+        format!(
+            "run as the owner of the publication: BEGIN; ALTER PUBLICATION {publication} DROP TABLE {table}; ALTER \
+             PUBLICATION {publication} ADD TABLE {table} ({}); COMMIT; then trunkline connect snapshot {} {name}",
+            list.join(", "),
+            declaration.connector
+        ),
+    )
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::publication::ColumnLists;
     use super::super::server::{Server, Settings};
     use super::*;
     use crate::source::OnMismatch;

@@ -7,7 +7,9 @@
 use super::catalog::Catalog;
 use super::declaration::Declaration;
 use super::publication;
+use super::rewrites::{KnownFiles, Rewrites};
 use super::server::{Sql, literal};
+use super::static_record::StaticRecord;
 use crate::error::Result;
 use schemas::version::Lsn;
 use std::sync::Arc;
@@ -19,6 +21,8 @@ use tokio_util::task::AbortOnDropHandle;
 pub(super) struct Watched {
     pub(super) declaration: Arc<Declaration>,
     pub(super) slot: String,
+    /// Static record at which the stream begins.
+    pub(super) source: StaticRecord,
     /// Interval between heartbeats.
     pub(super) every: Duration,
 }
@@ -27,6 +31,8 @@ pub(super) struct Watched {
 #[derive(Debug)]
 pub(super) struct Observation {
     pub(super) catalog: Catalog,
+    /// Partitions whose files were replaced without a loss of rows, since the stream began.
+    pub(super) rewrites: Rewrites,
     /// Everything in `catalog` was committed before this LSN.
     pub(super) at: Lsn,
     /// Bytes of WAL that the slot has not acknowledged.
@@ -58,8 +64,9 @@ impl Monitor {
 
 async fn watch(watched: Watched, observations: mpsc::Sender<Observation>) {
     let mut connection = None;
+    let mut files = KnownFiles::new(&watched.source);
     loop {
-        match observe(&watched, connection.take()).await {
+        match observe(&watched, &mut files, connection.take()).await {
             Ok((sql, observation)) => {
                 connection = Some(sql);
                 // If the previous observation has not been processed yet, drop this one.
@@ -71,7 +78,11 @@ async fn watch(watched: Watched, observations: mpsc::Sender<Observation>) {
     }
 }
 
-async fn observe(watched: &Watched, connection: Option<Sql>) -> Result<(Sql, Observation)> {
+async fn observe(
+    watched: &Watched,
+    files: &mut KnownFiles,
+    connection: Option<Sql>,
+) -> Result<(Sql, Observation)> {
     let sql = match connection.filter(|sql| !sql.is_closed()) {
         Some(sql) => sql,
         // The catalog queries lock each partition, and a client that gave up would leave its query in the queue of the lock.
@@ -96,8 +107,10 @@ async fn observe(watched: &Watched, connection: Option<Sql>) -> Result<(Sql, Obs
         .and_then(|text| text.parse::<i64>().ok());
     // A failed catalog query is returned after the heartbeat was written: without heartbeats, the slot of an idle database
     // would not advance while a table is locked.
+    let catalog = catalog?;
     let observation = Observation {
-        catalog: catalog?,
+        rewrites: files.observe(&sql, &catalog).await?,
+        catalog,
         at: at.and_then(|text| text.parse().ok()).unwrap_or(Lsn(u64::MAX)),
         lag_bytes: lag.map(|lag| u64::try_from(lag).unwrap_or_default()),
     };

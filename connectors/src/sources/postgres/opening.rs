@@ -3,7 +3,7 @@
 use super::catalog::Catalog;
 use super::check::{self, Checked, Declared, Unsuitable};
 use super::declaration::Declaration;
-use super::drift::{self, Verdict};
+use super::drift::{self, Cause, Verdict};
 use super::publication;
 use super::replication::Identity;
 use super::rows::Table;
@@ -74,12 +74,13 @@ impl Opener<'_> {
                 .is_none_or(|s| s.columns.iter().all(|known| known.name != c.name))
         };
         let declared_later = declared.columns.iter().any(is_new);
-        let stop = |record: TableRecord, cause: String, schema_rejected: bool| {
-            let (first, connector) = (declaration.first_fix(declared, catalog), &declaration.connector);
+        let stop = |record: TableRecord, cause: Cause, schema_rejected: bool| {
+            let connector = &declaration.connector;
+            let first = declaration.first_fix(declared, catalog, &record.columns);
             let state = NeedsSnapshot {
                 schema_rejected,
-                declared_later,
-                ..drift::needs_snapshot(connector, name.as_str(), cause, first.as_deref())
+                automatic: declared_later || cause.is_migration,
+                ..drift::needs_snapshot(connector, name.as_str(), cause.text, first.as_deref())
             };
             tracing::error!(%connector, table = %name, cause = state.cause, fix = state.fix, "table needs a snapshot");
             TableRecord {
@@ -90,7 +91,7 @@ impl Opener<'_> {
         };
         let Some(mut record) = stored else {
             let cause = format!("table {name} is declared but was not part of the snapshot");
-            return Ok((stop(TableRecord::default(), cause, false), None));
+            return Ok((stop(TableRecord::default(), Cause::other(cause), false), None));
         };
         if let Some(state) = &mut record.needs_snapshot {
             if state.schema_rejected {
@@ -101,12 +102,14 @@ impl Opener<'_> {
             }
             return Ok((record, None));
         }
-        if let Verdict::NeedsSnapshot { cause } = drift::compare(declared, &record, catalog, &declaration.publication) {
+        if let Verdict::NeedsSnapshot(cause) = drift::compare(declared, &record, catalog, &declaration.publication) {
             return Ok((stop(record, cause, false), None));
         }
         match self.compile(declared, &record.key).await {
             Ok(table) => Ok((record, Some(table))),
-            Err(error) if is_of_table(&error) => Ok((stop(record, service::chain(&error), true), None)),
+            Err(error) if is_of_table(&error) => {
+                Ok((stop(record, Cause::other(service::chain(&error)), true), None))
+            }
             Err(error) => Err(error),
         }
     }

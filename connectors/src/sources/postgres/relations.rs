@@ -1,6 +1,6 @@
 //! Maps a relation of the stream to a declared table and its columns.
 
-use super::drift;
+use super::drift::{self, Cause};
 use super::pgoutput::{Column, Relation, RelationId};
 use super::rows::Table;
 use super::static_record::StaticRecord;
@@ -90,7 +90,7 @@ impl KnownRelation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Misfit {
     pub(super) table: TableName,
-    pub(super) cause: String,
+    pub(super) cause: Cause,
 }
 
 /// Maps a relation. A declared table is found by its OID, or else by its name. In the second case another table has
@@ -112,7 +112,7 @@ pub(super) fn map(
     let (Some(record), Some(index)) = (record(name).filter(|r| r.needs_snapshot.is_none()), encoder) else {
         return Ok(Mapped::Stopped(name.as_str().into()));
     };
-    let misfit = |cause: String| Misfit {
+    let misfit = |cause: Cause| Misfit {
         table: name.clone(),
         cause,
     };
@@ -125,9 +125,10 @@ pub(super) fn map(
     let mut slots = vec![None; relation.columns.len()];
     for (declared, column) in table.names().enumerate() {
         let Some(at) = relation.columns.iter().position(|c| c.name == column) else {
-            return Err(misfit(format!(
-                "column {column} of table {name} was dropped, renamed or removed from the publication"
-            )));
+            match drift::lacks_column(name, record, column) {
+                Some(cause) => return Err(misfit(cause)),
+                None => continue,
+            }
         };
         if let Some(cause) = drift::compare_type(name, record, relation, column) {
             return Err(misfit(cause));

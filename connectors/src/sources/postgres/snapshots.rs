@@ -24,13 +24,21 @@ use std::time::{Duration, Instant};
 /// Delays after a failed attempt.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
+/// Limits of the time between a low watermark and the rows of its chunk. With synchronous replication, a transaction is
+/// not visible until the standby has answered, so under load a chunk that is read immediately is always too early. Each
+/// such chunk doubles the time, so a transaction that becomes visible within the limit delays a snapshot only briefly.
+const SETTLE_FIRST: Duration = Duration::from_millis(5);
+const SETTLE_MAX: Duration = Duration::from_secs(10);
+/// By how much the time decreases at least with each chunk that is published.
+const SETTLE_STEP: Duration = Duration::from_micros(100);
 /// Number of consecutive rejected attempts after which the snapshot of the table fails.
 const REJECTED_MAX: u32 = 5;
 /// Maximum number of rows that are read by key at once.
 const KEYS_MAX: usize = 100;
-/// Minimum time between two snapshots of a table that no operator requested. Without it, frequent changes of a schema
-/// would cause one snapshot after another.
-const AUTOMATIC_AFTER: Duration = Duration::from_mins(10);
+/// Maximum number of snapshots of a table that no operator requested, within a period. Without it, frequent changes of a
+/// schema would cause one snapshot after another.
+const AUTOMATIC_MAX: usize = 3;
+const AUTOMATIC_WITHIN: Duration = Duration::from_mins(10);
 
 /// What is being done for the table whose snapshot is next or running.
 #[derive(Debug)]
@@ -79,13 +87,15 @@ pub(super) struct Snapshots {
     number: u64,
     /// Whether the last chunk contained rows that were requested by key.
     read_by_key: bool,
+    /// How long the reader waits between the low watermark of a chunk and its rows.
+    settle: Duration,
     retry_at: Option<Instant>,
     backoff: Backoff,
     rejected: u32,
     /// Estimated number of rows of the table that is read.
     estimate: Option<u64>,
-    /// When a snapshot of a table was last taken without a request.
-    automatic: BTreeMap<TableName, Instant>,
+    /// When snapshots of a table were taken without a request.
+    automatic: BTreeMap<TableName, Vec<Instant>>,
 }
 
 impl Snapshots {
@@ -97,6 +107,7 @@ impl Snapshots {
             step: Step::Idle,
             number: 0,
             read_by_key: false,
+            settle: Duration::ZERO,
             retry_at: None,
             backoff: Backoff::new(RETRY_FIRST, RETRY_MAX),
             rejected: 0,
@@ -113,10 +124,11 @@ impl Snapshots {
     /// Requests snapshots of tables that need one and may be read without a request.
     pub(super) fn request_automatic(&mut self, changes: &mut Changes, tables: Vec<&TableName>) {
         for table in tables {
-            let due = |at: &Instant| at.elapsed() >= AUTOMATIC_AFTER;
-            if self.automatic.get(table).is_none_or(due) && changes.want_snapshot(table.as_str()) {
+            let taken = self.automatic.entry(table.clone()).or_default();
+            taken.retain(|at| at.elapsed() < AUTOMATIC_WITHIN);
+            if taken.len() < AUTOMATIC_MAX && changes.want_snapshot(table.as_str()) {
                 tracing::info!(connector = %self.declaration.connector, %table, "snapshot of the table requested automatically");
-                self.automatic.insert(table.clone(), Instant::now());
+                taken.push(Instant::now());
             }
         }
     }
@@ -157,11 +169,13 @@ impl Snapshots {
         let Some(table) = running.or_else(|| declared.into_iter().find(|table| is_next(table))) else {
             return;
         };
-        let record = source.table(table).filter(|record| record.needs_snapshot.is_none());
+        let record = source.table(table);
+        let published = record.filter(|record| record.needs_snapshot.is_none());
         let table = table.to_owned();
         let work = Work::Prepare {
             table: table.clone(),
-            published: record.map(|record| record.oid),
+            published: published.map(|record| record.oid),
+            known: record.map(|record| record.columns.clone()).unwrap_or_default(),
         };
         if self.send(work) {
             self.step = Step::Preparing { table };
@@ -182,7 +196,10 @@ impl Snapshots {
         } else {
             Range::Keys(keys)
         };
-        self.step = if self.send(Work::Read { range }) {
+        self.step = if self.send(Work::Read {
+            range,
+            settle: self.settle,
+        }) {
             Step::Reading { table, rows: None }
         } else {
             Step::Ready { table }
@@ -332,6 +349,17 @@ impl Snapshots {
                 self.estimate = None;
                 self.read_by_key = false;
             }
+            Outcome::TooEarly => {
+                self.settle = (2 * self.settle).clamp(SETTLE_FIRST, SETTLE_MAX);
+                tracing::debug!(connector = %self.declaration.connector, table, settle = ?self.settle,
+                    "chunk is read again, because a transaction was not visible yet");
+                metrics::counter!("trunkline_connector_chunks_read_again_total",
+                    "connector" => self.declaration.connector.to_string())
+                .increment(1);
+                self.read_by_key = false;
+                self.step = Step::Ready { table };
+                return Ok(false);
+            }
             Outcome::Again(reason) => {
                 tracing::info!(connector = %self.declaration.connector, table, reason, "chunk is read again");
                 self.again(Step::Ready { table });
@@ -347,6 +375,8 @@ impl Snapshots {
     }
 
     fn succeeded(&mut self) {
+        // Slowly, so that few chunks are read twice while commits take long.
+        self.settle = self.settle.saturating_sub((self.settle / 16).max(SETTLE_STEP));
         self.backoff.reset();
         self.rejected = 0;
     }

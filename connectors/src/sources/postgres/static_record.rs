@@ -99,6 +99,9 @@ pub struct PartitionRecord {
     pub file_node: u32,
     /// Transaction id that attached it.
     pub attached_by: u32,
+    /// All transactions with a smaller id had ended when the file node was read; 0 if that is unknown.
+    #[serde(default)]
+    pub settled_below: u64,
 }
 
 /// A column of a table.
@@ -106,7 +109,8 @@ pub struct PartitionRecord {
 pub struct ColumnRecord {
     /// Its name.
     pub name: String,
-    /// Number (`attnum`). It changes if the column is dropped and added again.
+    /// Number (`attnum`). It changes if the column is dropped and added again. 0 if the column was dropped, and null is
+    /// published instead.
     pub number: i16,
     /// OID of its type.
     pub type_oid: u32,
@@ -125,6 +129,13 @@ pub struct ColumnRecord {
     pub mask: Option<String>,
 }
 
+impl ColumnRecord {
+    /// Whether the column was dropped, so that null is published.
+    pub(super) fn is_dropped(&self) -> bool {
+        self.number == 0
+    }
+}
+
 /// The state of a table that needs a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NeedsSnapshot {
@@ -136,9 +147,10 @@ pub struct NeedsSnapshot {
     pub published: bool,
     /// Whether the registry rejected the table's schema. In this case a snapshot alone does not help.
     pub schema_rejected: bool,
-    /// Whether the table or one of its columns was declared later. A snapshot of it is then taken without a request.
+    /// Whether a snapshot of the table is taken without a request: the table or a column was declared later, or the table
+    /// was changed by a usual migration.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub declared_later: bool,
+    pub automatic: bool,
 }
 
 /// A content with its encoded JSON. Cheap to clone and to compare.
@@ -277,6 +289,7 @@ mod tests {
                 PartitionRecord {
                     file_node: 16_401,
                     attached_by: 740,
+                    settled_below: 750,
                 },
             )]),
             ..TableRecord::default()

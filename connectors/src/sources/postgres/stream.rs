@@ -159,9 +159,10 @@ impl Stream {
             let Some(record) = source.table(name).filter(|r| r.needs_snapshot.is_none()) else {
                 continue;
             };
-            let cause = match drift::compare(table, record, catalog, &declaration.publication) {
-                Verdict::NeedsSnapshot { cause } => cause,
-                Verdict::Fits(mut now) => match drift::truncated_partition(&table.name, record, catalog) {
+            let record = observation.rewrites.follow(record);
+            let cause = match drift::compare(table, &record, catalog, &declaration.publication) {
+                Verdict::NeedsSnapshot(cause) => cause,
+                Verdict::Fits(mut now) => match drift::truncated_partition(&table.name, &record, catalog) {
                     Some(cause) => cause,
                     None => {
                         if self.changes.truncated_at(name).is_none_or(|at| at <= observation.at) {
@@ -172,7 +173,7 @@ impl Stream {
                     }
                 },
             };
-            let first = declaration.first_fix(table, catalog);
+            let first = declaration.first_fix(table, catalog, &record.columns);
             self.changes.stop(name, cause, first.as_deref());
         }
         let source = self.changes.position().source.clone();

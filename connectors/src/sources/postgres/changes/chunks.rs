@@ -45,6 +45,9 @@ pub(in super::super) enum Outcome {
     Ended,
     /// Not published. The same rows must be read again.
     Again(&'static str),
+    /// Not published: a transaction that precedes the low watermark was not visible yet when the rows were read. They must
+    /// be read again, and later after the watermark.
+    TooEarly,
 }
 
 /// A row of a chunk, encoded.
@@ -101,7 +104,7 @@ impl Changes {
         } else {
             record.needs_snapshot.as_ref().map(|before| NeedsSnapshot {
                 published: before.published,
-                declared_later: before.declared_later,
+                automatic: before.automatic,
                 ..cause
             })
         };
@@ -203,9 +206,7 @@ impl Changes {
         }
         if self.window.hides_streamed_transaction(&rows.in_progress) {
             self.window.close();
-            return Ok(Outcome::Again(
-                "a transaction was not visible yet although it had committed",
-            ));
+            return Ok(Outcome::TooEarly);
         }
         let Some(table) = self
             .setup

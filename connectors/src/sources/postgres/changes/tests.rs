@@ -334,7 +334,7 @@ fn stop_without_further_changes_is_published_between_transactions() {
     fixture.transaction(&[inserted("1", "x")]);
     fixture
         .changes
-        .stop("orders", String::from("a partition was detached"), None);
+        .stop("orders", Cause::other("a partition was detached"), None);
     let mut out = OutBatch::default();
     // The LSN is below the end of the transaction, because a record of the transaction itself could have that version.
     fixture.changes.advance(Lsn(BEGIN.0), &mut out);
@@ -350,6 +350,7 @@ fn partition(file_node: u32) -> PartitionRecord {
     PartitionRecord {
         file_node,
         attached_by: 0,
+        settled_below: 0,
     }
 }
 

@@ -57,16 +57,16 @@ fn actual(identity: char, primary_key: &[&str]) -> Table {
 }
 
 fn problems(declared: &Declared, actual: &Table) -> Vec<String> {
-    let (_, found) = check_table(declared, actual, "app");
+    let (_, found) = check_table(declared, actual, READING);
     found.into_iter().map(|p| format!("{} -> {}", p.what, p.fix)).collect()
 }
 
 #[test]
 fn matching_table_yields_its_key() {
     let fits = declared(&[("note", "text?"), ("id", "int8"), ("tags", "text[]?")], None);
-    assert_eq!(check_table(&fits, &actual('d', &["id"]), "app"), (vec![1], Vec::new()));
+    assert_eq!(check_table(&fits, &actual('d', &["id"]), READING), (vec![1], Vec::new()));
     let keyed = declared(&[("id", "int8"), ("note", "text?")], Some(&["note", "id"]));
-    assert_eq!(check_table(&keyed, &actual('f', &[]), "app"), (vec![1, 0], Vec::new()));
+    assert_eq!(check_table(&keyed, &actual('f', &[]), READING), (vec![1, 0], Vec::new()));
 }
 
 #[test]
@@ -134,6 +134,7 @@ const READING: Reading<'_> = Reading {
     user: "app",
     publication: "p",
     is_first: false,
+    known: Some(&[]),
     is_own: false,
 };
 
@@ -198,7 +199,7 @@ fn declared_key_needs_a_unique_index() {
         text[0].contains(r#"CREATE UNIQUE INDEX ON "public"."orders" ("note")"#),
         "{text:?}"
     );
-    assert_eq!(check_table(&key(&["note", "id"]), &actual('f', &["id"]), "app").1, []);
+    assert_eq!(check_table(&key(&["note", "id"]), &actual('f', &["id"]), READING).1, []);
 }
 
 #[test]
@@ -304,6 +305,33 @@ fn permission_for_single_columns_suffices() {
           \"public\".\"orders\" TO \"app\"; or remove it from the columns of [[table]] orders"]
     );
     assert!(without(&["id", "note"])[0].contains("no permission to read table orders"));
+}
+
+#[test]
+fn dropped_column_is_null_and_a_renamed_one_is_named() {
+    let known = |number| ColumnRecord {
+        name: String::from("gone"),
+        number,
+        ..ColumnRecord::default()
+    };
+    let problem = |ty, known: &[ColumnRecord], is_first| {
+        let reading = Reading {
+            known: Some(known),
+            is_first,
+            ..READING
+        };
+        let table = declared(&[("id", "int8"), ("gone", ty)], None);
+        check_table(&table, &actual('d', &["id"]), reading).1.pop().map(|p| p.what)
+    };
+    assert_eq!(problem("text?", &[known(9)], false), None);
+    let missing = Some(String::from("table orders has no column gone"));
+    assert_eq!(problem("text?", &[], false), missing, "declared later, and never existed");
+    assert_eq!(problem("text", &[known(9)], false), missing);
+    // All columns of the table have the number 1.
+    assert_eq!(
+        problem("text?", &[known(1)], false).unwrap(),
+        "column gone of table orders was renamed to id"
+    );
 }
 
 #[test]

@@ -102,6 +102,7 @@ fn partition(file_node: u32) -> Partition {
     Partition {
         file_node,
         attached_by: 700,
+        settled_below: 690,
         began_empty: false,
     }
 }
@@ -120,7 +121,7 @@ fn cause(columns: &[(&str, &str)], change: impl FnOnce(&mut World)) -> Option<St
     change(&mut world);
     match compare(&declared(columns), &recorded(), &world.catalog(), "p") {
         Verdict::Fits(_) => None,
-        Verdict::NeedsSnapshot { cause } => Some(cause),
+        Verdict::NeedsSnapshot(cause) => Some(cause.text),
     }
 }
 
@@ -138,7 +139,10 @@ fn differences_that_make_published_rows_wrong_need_a_snapshot() {
             "row filter (n > 1)",
         ),
         (
-            |w| w.published.columns = Some(vec![String::from("id"), String::from("at")]),
+            |w| {
+                w.published.columns = Some(vec![String::from("id"), String::from("at")]);
+                w.published.has_list = true;
+            },
             "no longer contains column n",
         ),
         (
@@ -231,7 +235,7 @@ fn changed_mask_needs_a_snapshot() {
         (None, true),
     ] {
         let verdict = compare(&masked(mask), &record, &World::new().catalog(), "p");
-        let needs_snapshot = matches!(verdict, Verdict::NeedsSnapshot { cause } if cause.contains("the mask of column other"));
+        let needs_snapshot = matches!(verdict, Verdict::NeedsSnapshot(cause) if cause.text.contains("the mask of column other"));
         assert_eq!(needs_snapshot, want, "{mask:?}");
     }
 }
@@ -241,7 +245,7 @@ fn table_outside_the_publication_needs_a_snapshot() {
     let mut catalog = World::new().catalog();
     catalog.publication.as_mut().unwrap().tables.clear();
     let verdict = compare(&declared(&COLUMNS), &recorded(), &catalog, "p");
-    assert!(matches!(verdict, Verdict::NeedsSnapshot { cause } if cause.contains("no longer contains table orders")));
+    assert!(matches!(verdict, Verdict::NeedsSnapshot(cause) if cause.text.contains("no longer contains table orders")));
 }
 
 #[test]
@@ -292,7 +296,7 @@ fn truncated_partition_is_recognized_unless_the_whole_table_was_truncated() {
     world.table.partitions.insert(71, partition(999));
     let catalog = world.catalog();
     let cause = truncated_partition(&name, &recorded(), &catalog).unwrap();
-    assert!(cause.contains("(OID 71) was truncated"), "{cause}");
+    assert!(cause.is_migration && cause.text.contains("(OID 71) was truncated"), "{cause:?}");
     assert_eq!(truncated_partition(&name, &recorded(), &World::new().catalog()), None);
     let mut unknown = recorded();
     unknown.partitions.values_mut().for_each(|known| known.file_node = 0);
@@ -331,10 +335,25 @@ fn relation_of_the_stream_must_fit() {
         (relation(7, "orders", false, 23), "lacks key column id"),
     ] {
         let cause = compare_relation(&name, &recorded(), &relation).unwrap();
-        assert!(cause.contains(want), "{cause}");
+        assert!(!cause.is_migration && cause.text.contains(want), "{cause:?}");
     }
     let cause = compare_type(&name, &recorded(), &relation(7, "orders", true, 25), "n").unwrap();
-    assert!(cause.contains("changed from int4 to text"), "{cause}");
+    assert!(cause.is_migration && cause.text.contains("changed from int4 to text"), "{cause:?}");
+}
+
+#[test]
+fn dropped_column_that_returns_needs_a_snapshot() {
+    let mut dropped = recorded();
+    dropped.columns[2].number = 0;
+    let mut world = World::new();
+    world.table.columns.remove(2);
+    let verdict = compare(&declared(&COLUMNS), &dropped, &world.catalog(), "p");
+    assert!(matches!(verdict, Verdict::Fits(_)), "{verdict:?}");
+    let name = TableName::new("orders").unwrap();
+    assert_eq!(lacks_column(&name, &dropped, "at"), None);
+    assert!(lacks_column(&name, &recorded(), "at").unwrap().is_migration);
+    let verdict = compare(&declared(&COLUMNS), &dropped, &World::new().catalog(), "p");
+    assert!(matches!(verdict, Verdict::NeedsSnapshot(cause) if cause.is_migration));
 }
 
 #[test]

@@ -245,10 +245,8 @@ fn committed_transaction_that_the_chunk_does_not_show_is_noticed() {
     // While the newest transaction ends, it is not among the listed ones.
     for (listed, from) in [(vec![7], u32::MAX / 2), (vec![], 7)] {
         let (outcome, published) = running.publish(&rows(&listed, from));
-        assert!(
-            matches!(outcome, Outcome::Again(_)) && published.is_empty(),
-            "{outcome:?}"
-        );
+        assert_eq!(outcome, Outcome::TooEarly);
+        assert_eq!(published, [""; 0]);
         running.fixture.changes.open_window();
     }
     running.fixture.changes.open_window();
@@ -290,7 +288,7 @@ fn snapshot_ends_once_and_a_restart_continues_after_the_last_published_chunk() {
 #[test]
 fn stopped_table_is_published_from_the_beginning_of_its_snapshot() {
     let mut running = Running::new();
-    running.fixture.changes.stop("orders", String::from("replaced"), None);
+    running.fixture.changes.stop("orders", Cause::other("replaced"), None);
     assert_eq!(
         running.fixture.changes.position().chunks,
         None,
@@ -325,7 +323,7 @@ fn stopped_table_is_published_from_the_beginning_of_its_snapshot() {
 #[test]
 fn relation_that_does_not_fit_the_new_record_is_an_error_until_it_is_sent_again() {
     let mut running = Running::new();
-    running.fixture.changes.stop("orders", String::from("replaced"), None);
+    running.fixture.changes.stop("orders", Cause::other("replaced"), None);
     let table = Arc::clone(&running.fixture.changes.setup.tables[0]);
     let record = TableRecord {
         oid: RELATION + 1,
@@ -344,7 +342,7 @@ fn rejected_snapshot_leaves_a_running_table_running() {
         fix: String::new(),
         published: false,
         schema_rejected: false,
-        declared_later: false,
+        automatic: false,
     };
     let mut fixture = Fixture::new(None);
     fixture.changes.want_snapshot("orders");
