@@ -83,7 +83,9 @@ fn unusable(table: &Table, user: &str) -> Option<String> {
         return Some(format!("user {user} lacks SELECT on it, or USAGE on its schema"));
     }
     if table.has_children {
-        return Some(String::from("other tables inherit from it; use declarative partitioning"));
+        return Some(String::from(
+            "other tables inherit from it; use declarative partitioning",
+        ));
     }
     let reason = format!("its row-level security applies to user {user}; ALTER ROLE {user} BYPASSRLS");
     table.row_security.then_some(reason)

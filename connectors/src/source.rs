@@ -73,11 +73,6 @@ pub trait Position: Clone + fmt::Display + Send + 'static {
     /// Whether this position is beyond `other`: a source that failed at `other` and has reached this position has made
     /// progress.
     fn is_beyond(&self, other: &Self) -> bool;
-
-    /// Whether a source that continues at this position must read everything again from the start.
-    fn is_unfinished_snapshot(&self) -> bool {
-        false
-    }
 }
 
 /// Limits of one call of [`Source::next`].

@@ -3,6 +3,7 @@
 
 mod catalog_changes;
 mod changes;
+mod columns;
 mod connections;
 mod failover;
 pub mod fault_injection;

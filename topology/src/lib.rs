@@ -27,9 +27,9 @@ pub mod wiring;
 
 pub use check::{EVENT_PARTITIONS, EVENT_PARTITIONS_MAX, VIEW_LOG_PARTITIONS, VIEW_LOG_PARTITIONS_MAX};
 pub use checked::{
-    Aggregate, AggregateField, BUCKETS_MAX, Bucket, ClaimError, Column, Event, Feed, Function, Input, Join, Mask, Membership,
-    Node, OutputKind, Processor, Role, SYNC_VIEWS, Segment, Side, Source, SourceKind, Table, Topology, View, ViewField,
-    Window, Work,
+    Aggregate, AggregateField, BUCKETS_MAX, Bucket, ClaimError, Column, Event, Feed, Function, Input, Join, Mask,
+    Membership, Node, OutputKind, Processor, Role, SYNC_VIEWS, Segment, Side, Source, SourceKind, Table, Topology,
+    View, ViewField, Window, Work,
 };
 pub use files::{Embedded, Files, Folder};
 pub use load::{LoadError, check, load};

@@ -143,7 +143,7 @@ impl<'r, 'c, S: Source> Pump<'r, 'c, S> {
                 }
                 pace.committed(records);
                 stored_at = Instant::now();
-                retry.committed(&position, records > 0);
+                retry.committed(&position);
             }
             if let Some(error) = failed {
                 return Err(error);

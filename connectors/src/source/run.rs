@@ -17,13 +17,14 @@ use super::dlq;
 use super::lifecycle::Lifecycle;
 use super::positions::{Positions, Stored};
 use super::pump::{End, Pump};
-use super::retry::{self, Next, Retry};
+use super::retry::{self, Retry};
 use super::{Source, Unreadable};
 use crate::commands::{Command, DesiredState, Target};
 use crate::error::{Error, Result};
 use crate::status::State;
 use event_log::{OutBatch, Outcome, TransactionalProducer, TransactionalProducerConfig};
 use service::{Drain, chain};
+use std::time::Duration;
 
 /// Runs a source until the drain starts. Blocks; call it on a dedicated thread. Every error changes the state and is
 /// retried, except fencing: then the connector stops until an operator restarts it.
@@ -64,10 +65,7 @@ impl Connector<'_> {
             match result {
                 Ok(End::Drain | End::Command) => {}
                 Ok(End::Paused) => self.lifecycle.wait(None),
-                Ok(End::Uncommitted) => match retry.failed() {
-                    Next::After(delay) => self.lifecycle.wait(Some(delay)),
-                    Next::Operator => self.give_up_snapshot("its transactions do not commit"),
-                },
+                Ok(End::Uncommitted) => self.lifecycle.wait(Some(retry.failed())),
                 Err(error @ Error::Fenced { .. }) => {
                     self.producer = None;
                     self.lifecycle.report_error(&error);
@@ -79,43 +77,22 @@ impl Connector<'_> {
     }
 
     /// Publishes an error as the connector's state and waits before the next attempt.
-    fn handle_error(&mut self, error: &Error, next: Next) {
+    fn handle_error(&mut self, error: &Error, delay: Duration) {
         let context = self.lifecycle.context;
-        let (state, text) = (error.state(), chain(error));
+        let state = error.state();
         if state == State::NeedsResync && context.on_mismatch == OnMismatch::Resync {
-            tracing::warn!(connector = %context.name, reason = text, "starting a new source epoch with a snapshot");
+            let reason = chain(error);
+            tracing::warn!(connector = %context.name, reason, "starting a new source epoch with a snapshot");
             // If the new source epoch is rejected too, wait before the next one is started.
-            match next {
-                Next::After(delay) => {
-                    self.lifecycle.wait(Some(delay));
-                    self.lifecycle.inbox.push(Command::Resync);
-                }
-                Next::Operator => self.give_up_snapshot(&text),
-            }
+            self.lifecycle.wait(Some(delay));
+            self.lifecycle.inbox.push(Command::Resync);
             return;
         }
         self.lifecycle.report_error(error);
-        match next {
-            // After a mismatch, the source is also opened again: the right database may be available later, for example
-            // after a failed restore.
-            Next::After(_) if state == State::NeedsResync => self.lifecycle.wait(Some(retry::MAX)),
-            Next::After(delay) => self.lifecycle.wait(Some(delay)),
-            Next::Operator => self.give_up_snapshot(&text),
-        }
-    }
-
-    /// Stops retrying, because each attempt publishes the whole snapshot again and would fill the disks of the log.
-    fn give_up_snapshot(&mut self, reason: &str) {
-        let context = self.lifecycle.context;
-        let name = &context.name;
-        let cause = format!(
-            "the snapshot failed {} times in sequence and is not retried: {reason}",
-            retry::SNAPSHOTS_MAX
-        );
-        let fix = format!("fix the cause, then run `trunkline connect restart {name}`");
-        tracing::error!(connector = %name, error = cause, fix, "snapshot abandoned");
-        context.handle.set(State::Failed, Some(cause), Some(fix));
-        self.lifecycle.wait(None);
+        // After a mismatch, the source is also opened again: the right database may be available later, for example
+        // after a failed restore.
+        let delay = if state == State::NeedsResync { retry::MAX } else { delay };
+        self.lifecycle.wait(Some(delay));
     }
 
     /// Initializes the producer, reads the position, stores the effect of commands, opens the source and publishes until

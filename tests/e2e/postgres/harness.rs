@@ -420,6 +420,8 @@ pub struct Record {
     pub moved: Option<(&'static str, String)>,
     pub unchanged: Vec<String>,
     pub value: Option<Vec<u8>>,
+    /// Why changes are missing, if it is a missing record.
+    pub missing: Option<String>,
 }
 
 impl Record {
@@ -486,13 +488,14 @@ impl Topic {
                     moved: moved.into_iter().flatten().next(),
                     unchanged: Vec::new(),
                     value: record.value().map(<[u8]>::to_vec),
+                    missing: text(record.header(headers::MISSING)),
                     key,
                 };
                 if let Some(value) = record.value() {
                     self.value(&mut read, value);
                 }
-                let missing = text(record.header(headers::MISSING));
-                if missing.is_some_and(|reason| reason.starts_with("the first snapshot of table")) {
+                let is_first = |reason: &String| reason.starts_with("the first snapshot of table");
+                if read.missing.as_ref().is_some_and(is_first) {
                     self.announced.push(read);
                 } else {
                     self.records.push(read);

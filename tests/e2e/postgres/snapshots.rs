@@ -1,7 +1,7 @@
 //! Snapshots in chunks while the database changes, and snapshots of single tables.
 
 use super::harness::{Connector, Database, LIMIT, Record, Setting, Topic};
-use crate::support::wait_for;
+use crate::support::{Postgres, wait_for};
 use connectors::commands::Command;
 use connectors::source::OnMismatch;
 use connectors::status::{State, TableState};
@@ -181,6 +181,36 @@ fn snapshot_under_load_with_restarts_equals_the_table() {
     equals(&database, &mut topic);
     connector.wait_for(State::Running);
     topic.rows();
+    connector.stop();
+}
+
+#[test]
+fn snapshot_ends_although_commits_are_never_visible_immediately() {
+    // A cluster of its own, since the shared one does not flush.
+    let cluster = Postgres::start();
+    let database = Arc::new(Database::at(&cluster.url()));
+    items(&database);
+    database.sql(
+        "CREATE TABLE busy (id int PRIMARY KEY, n int); INSERT INTO busy SELECT n, 0 FROM generate_series(1, 3) n",
+    );
+    let setting = Setting::new(&database, &[ITEMS]);
+    let mut topic = setting.topic();
+    // A commit record is in the WAL 20 ms before the transaction is visible. There is always such a transaction.
+    let update = |id: u32| -> &'static [&'static str] {
+        let update = format!("UPDATE busy SET n = n + 1 WHERE id = {id}");
+        let update: &'static str = update.leak();
+        let mut statements = vec!["SET commit_siblings = 0; SET commit_delay = 20000"];
+        statements.extend([update; 50]);
+        statements.leak()
+    };
+    let _workloads = [1, 2, 3].map(|id| Workload::begin(&database, update(id)));
+    let connector = setting.start(&database);
+    wait_for("the end of the snapshot", LIMIT, || {
+        topic.read();
+        has_ended(&topic).then_some(())
+    });
+    equals(&database, &mut topic);
+    assert_eq!(chunk_rows(&topic), ROWS, "each row is published once");
     connector.stop();
 }
 

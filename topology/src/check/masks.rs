@@ -32,7 +32,12 @@ pub(super) fn check_masks(
     for (name, mask) in declared.iter() {
         let Some(column) = columns.iter().find(|column| column.name == name.value) else {
             let names = columns.iter().map(|column| column.name.as_str());
-            cx.unknown(name, "column", names, "a column that is not in `columns` is not published");
+            cx.unknown(
+                name,
+                "column",
+                names,
+                "a column that is not in `columns` is not published",
+            );
             is_valid = false;
             continue;
         };

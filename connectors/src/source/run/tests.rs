@@ -38,9 +38,6 @@ impl super::super::Position for At {
     fn is_beyond(&self, _: &Self) -> bool {
         false
     }
-    fn is_unfinished_snapshot(&self) -> bool {
-        true
-    }
 }
 
 /// A source whose database never matches its position.

@@ -466,7 +466,9 @@ async fn read_partition_identities(sql: &Sql, which: &str, found: &mut Tables) -
     for row in sql.rows(ATTEMPTED, &query).await? {
         if let Some(table) = found.get_mut(&(text(&row, "nspname"), text(&row, "relname"))) {
             table.has_full_partition |= is(&row, "is_full");
-            table.partition_identity.extend(Some(text(&row, "attname")).filter(|name| !name.is_empty()));
+            table
+                .partition_identity
+                .extend(Some(text(&row, "attname")).filter(|name| !name.is_empty()));
         }
     }
     Ok(())

@@ -361,12 +361,7 @@ fn check_reading(declared: &Declared, actual: &Table, user: &str) -> Vec<Problem
     problems
 }
 
-fn check_column(
-    declared: &Declared,
-    column: &DeclaredColumn,
-    actual: &Table,
-    reading: Reading<'_>,
-) -> Option<Problem> {
+fn check_column(declared: &Declared, column: &DeclaredColumn, actual: &Table, reading: Reading<'_>) -> Option<Problem> {
     let (name, table) = (&column.name, &declared.name);
     let Some(found) = actual.column(name) else {
         return missing_column(declared, column, actual, reading);
@@ -418,7 +413,9 @@ fn missing_column(
     reading: Reading<'_>,
 ) -> Option<Problem> {
     let (name, table) = (&column.name, &declared.name);
-    let known = reading.known.map(|known| known.iter().find(|known| known.name == *name));
+    let known = reading
+        .known
+        .map(|known| known.iter().find(|known| known.name == *name));
     let is_number_of = |c: &&Column| known.flatten().is_some_and(|known| known.number == c.number);
     if let Some(renamed) = actual.columns.iter().find(is_number_of) {
         return Some(Problem::new(

@@ -243,7 +243,10 @@ fn check_columns(catalog: &Catalog, declaration: &Declaration) -> Vec<Finding> {
         .filter(|(_, columns)| !columns.is_empty())
         .map(|(table, columns)| published_undeclared(table, &columns, catalog, declaration))
         .collect();
-    let dropped = declaration.tables.iter().filter_map(|table| dropped_columns(table, catalog));
+    let dropped = declaration
+        .tables
+        .iter()
+        .filter_map(|table| dropped_columns(table, catalog));
     let findings: Vec<Finding> = findings.into_iter().chain(dropped).collect();
     if findings.is_empty() {
         return vec![good("only declared columns leave the database")];
@@ -254,7 +257,10 @@ fn check_columns(catalog: &Catalog, declaration: &Declaration) -> Vec<Finding> {
 /// Reports declared columns that do not exist. They were dropped, or else the table is reported as not suitable.
 fn dropped_columns(table: &Declared, catalog: &Catalog) -> Option<Finding> {
     let actual = catalog.table(&table.name)?;
-    let columns = table.columns.iter().filter(|c| c.nullable && actual.column(&c.name).is_none());
+    let columns = table
+        .columns
+        .iter()
+        .filter(|c| c.nullable && actual.column(&c.name).is_none());
     let columns: Vec<&str> = columns.map(|column| column.name.as_str()).collect();
     let found = format!(
         "column {} of table {} does not exist, so null is published",
@@ -286,7 +292,10 @@ fn published_undeclared(table: &Declared, columns: &[String], catalog: &Catalog,
     let Some(list) = list else {
         return warning(
             format!("{found}, because a table with REPLICA IDENTITY FULL cannot have a column list"),
-            format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT, if it has a primary key", check::quoted(name)),
+            format!(
+                "ALTER TABLE {} REPLICA IDENTITY DEFAULT, if it has a primary key",
+                check::quoted(name)
+            ),
         );
     };
     let list: Vec<String> = list.iter().map(|column| identifier(column)).collect();

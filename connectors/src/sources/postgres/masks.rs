@@ -151,7 +151,14 @@ impl Declared {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pgoutput::Value;
+    use super::super::rows::{Buffers, Table};
     use super::*;
+    use schemas::ids::{SchemaId, SourceName, TableName};
+    use schemas::pg_types::{self, Column};
+    use schemas::schema::Schema;
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     const HASH: &str = "b2eadfbaaca8f7b30b76563378bedc2fe183e5b392a7710ab8166987238c66ef";
 
@@ -172,7 +179,11 @@ mod tests {
         assert_ne!(masked(&other, "ann@example.org"), HASH);
         assert_ne!(masking.fingerprint(), other.fingerprint());
         assert!(!format!("{masking:?}").contains("0123456789abcdef"));
-        assert!(HashKey::new(&Secret::new("short")).unwrap_err().contains("fewer than 16"));
+        assert!(
+            HashKey::new(&Secret::new("short"))
+                .unwrap_err()
+                .contains("fewer than 16")
+        );
     }
 
     #[test]
@@ -188,5 +199,49 @@ mod tests {
         for (text, want) in cases {
             assert_eq!(masked(&Masking::Partial, text), want);
         }
+    }
+
+    #[test]
+    fn masked_values_are_in_no_record() {
+        let (source, name) = (SourceName::new("shop").unwrap(), TableName::new("users").unwrap());
+        let columns = [("id", "int8"), ("email", "text"), ("phone", "text?"), ("name", "text?")];
+        let columns: Vec<Column> = columns.iter().map(|(name, ty)| Column::declared(name, ty)).collect();
+        let text = pg_types::table_schema(&source, &name, &columns).unwrap();
+        let mut declared = Declared::new(name.clone(), columns, None);
+        declared.masks = BTreeMap::from([
+            (String::from("email"), Mask::Hash),
+            (String::from("phone"), Mask::Null),
+            (String::from("name"), Mask::Partial),
+        ]);
+        let missing = with_key("shop", vec![declared.clone()], None).unwrap_err().to_string();
+        assert!(
+            missing.contains("column email of table users is masked with a hash"),
+            "{missing}"
+        );
+        let declared = with_key("shop", vec![declared], Some(&Secret::new("0123456789abcdef"))).unwrap();
+        let table = Table::new(name, Arc::new(Schema::parse(&text).unwrap()), SchemaId(1), vec![0]).unwrap();
+        let table = table.masked(|column| declared[0].masking(column));
+        let row = |values: &[Value<'_>]| {
+            let mut out = Vec::new();
+            table.write_value(values, &mut Buffers::default(), &mut out).unwrap();
+            String::from_utf8_lossy(&out).into_owned()
+        };
+        let id = Value::Text(b"7");
+        let text = row(&[
+            id,
+            Value::Text(b"ann@example.org"),
+            Value::Text(b"555-1234"),
+            Value::Text(b"Zacharias"),
+        ]);
+        assert!(text.contains(HASH) && text.contains("Z***"), "{text}");
+        for secret in ["ann@", "555", "acharias"] {
+            assert!(!text.contains(secret), "{text}");
+        }
+        // Null stays null, and a value that was not sent is named. That of a hidden column is known to be null.
+        let text = row(&[id, Value::Unchanged, Value::Unchanged, Value::Null]);
+        assert!(
+            text.contains("email") && !text.contains("phone") && !text.contains("***"),
+            "{text}"
+        );
     }
 }

@@ -78,15 +78,17 @@ async fn watch(watched: Watched, observations: mpsc::Sender<Observation>) {
     }
 }
 
-async fn observe(
-    watched: &Watched,
-    files: &mut KnownFiles,
-    connection: Option<Sql>,
-) -> Result<(Sql, Observation)> {
+async fn observe(watched: &Watched, files: &mut KnownFiles, connection: Option<Sql>) -> Result<(Sql, Observation)> {
     let sql = match connection.filter(|sql| !sql.is_closed()) {
         Some(sql) => sql,
         // The catalog queries lock each partition, and a client that gave up would leave its query in the queue of the lock.
-        None => watched.declaration.server.connect_for_catalog("trunkline heartbeat").await?,
+        None => {
+            watched
+                .declaration
+                .server
+                .connect_for_catalog("trunkline heartbeat")
+                .await?
+        }
     };
     let catalog = read_catalog(&sql, &watched.declaration).await;
     let at = sql

@@ -107,9 +107,7 @@ impl Opener<'_> {
         }
         match self.compile(declared, &record.key).await {
             Ok(table) => Ok((record, Some(table))),
-            Err(error) if is_of_table(&error) => {
-                Ok((stop(record, Cause::other(service::chain(&error)), true), None))
-            }
+            Err(error) if is_of_table(&error) => Ok((stop(record, Cause::other(service::chain(&error)), true), None)),
             Err(error) => Err(error),
         }
     }

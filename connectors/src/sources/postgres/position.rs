@@ -186,10 +186,6 @@ impl crate::source::Position for Position {
         let place = |p: &Self| (p.complete_lsn, p.lsn, p.ordinal);
         self.is_streaming() && (!other.is_streaming() || place(self) > place(other))
     }
-
-    fn is_unfinished_snapshot(&self) -> bool {
-        !self.is_streaming()
-    }
 }
 
 #[cfg(test)]

@@ -50,7 +50,10 @@ pub(super) fn column_list(
     if listed.is_empty() || listed.iter().any(|column| column.generated) {
         return None;
     }
-    let hides = table.columns.iter().any(|column| !column.generated && !is_needed(column));
+    let hides = table
+        .columns
+        .iter()
+        .any(|column| !column.generated && !is_needed(column));
     (hides || lists == ColumnLists::Always).then(|| listed.iter().map(|column| column.name.clone()).collect())
 }
 
@@ -75,12 +78,7 @@ fn clause(declared: &Declared, catalog: &Catalog, lists: ColumnLists) -> String 
 ///
 /// # Errors
 /// [`Error::Rejected`] with the statements to run, if this user lacks the permission.
-pub(super) async fn publish(
-    sql: &Sql,
-    declaration: &Declaration,
-    catalog: &Catalog,
-    tables: &[Checked],
-) -> Result<()> {
+pub(super) async fn publish(sql: &Sql, declaration: &Declaration, catalog: &Catalog, tables: &[Checked]) -> Result<()> {
     let (server, name) = (&declaration.server, declaration.publication.as_str());
     let quoted_name = identifier(name);
     let clauses = |tables: &mut dyn Iterator<Item = &Checked>| {
@@ -193,7 +191,9 @@ impl<'d> Change<'d> {
         }
         let is_declared = |key: &(String, String)| declaration.tables.iter().any(|t| pair(&t.name) == *key);
         for (schema, name) in found.tables.keys().filter(|key| !is_declared(key)) {
-            change.removed.push(format!("{}.{}", identifier(schema), identifier(name)));
+            change
+                .removed
+                .push(format!("{}.{}", identifier(schema), identifier(name)));
         }
         change
     }
@@ -201,9 +201,15 @@ impl<'d> Change<'d> {
     async fn run(&self, sql: &Sql, declaration: &Declaration, found: &Publication) -> Result<()> {
         let name = declaration.publication.as_str();
         let publication = identifier(name);
-        let mut statements = format!("BEGIN; ALTER PUBLICATION {publication} DROP TABLE {}", self.removed.join(", "));
+        let mut statements = format!(
+            "BEGIN; ALTER PUBLICATION {publication} DROP TABLE {}",
+            self.removed.join(", ")
+        );
         if !self.added.is_empty() {
-            statements = format!("{statements}; ALTER PUBLICATION {publication} ADD TABLE {}", self.added.join(", "));
+            statements = format!(
+                "{statements}; ALTER PUBLICATION {publication} ADD TABLE {}",
+                self.added.join(", ")
+            );
         }
         sql.run(ATTEMPTED, &statements).await?;
         failpoint::hit("connector.postgres.relist");
@@ -223,8 +229,11 @@ impl<'d> Change<'d> {
         }
         replacements.keep(&present);
         let comment = literal(&replacements.comment());
-        sql.run(ATTEMPTED, &format!("COMMENT ON PUBLICATION {publication} IS {comment}; COMMIT"))
-            .await?;
+        sql.run(
+            ATTEMPTED,
+            &format!("COMMENT ON PUBLICATION {publication} IS {comment}; COMMIT"),
+        )
+        .await?;
         let (connector, removed, added) = (&declaration.connector, self.removed.join(", "), self.added.join(", "));
         tracing::info!(%connector, publication = name, removed, added, "tables and column lists of the publication changed");
         Ok(())
@@ -308,10 +317,16 @@ mod tests {
         let listed = |text: &str| Some(text.to_owned());
         let needed = ColumnLists::WhenNeeded;
         assert_eq!(list(&table('d', &all), &["id", "email"], needed), listed("id,email"));
-        assert_eq!(list(&table('i', &all), &["id", "email"], needed), listed("id,code,email"));
+        assert_eq!(
+            list(&table('i', &all), &["id", "email"], needed),
+            listed("id,code,email")
+        );
         assert_eq!(list(&table('f', &all), &["id", "email"], needed), None);
         assert_eq!(list(&table('d', &all), &all, needed), None);
-        assert_eq!(list(&table('d', &all), &all, ColumnLists::Always), listed("id,code,email,secret"));
+        assert_eq!(
+            list(&table('d', &all), &all, ColumnLists::Always),
+            listed("id,code,email,secret")
+        );
         assert_eq!(list(&table('d', &all), &["id"], ColumnLists::Never), None);
         // A generated column is not published without a list either.
         assert_eq!(list(&table('d', &["id", "generated"]), &["id"], needed), None);

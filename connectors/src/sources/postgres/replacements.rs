@@ -64,9 +64,8 @@ impl Replacements {
 
     /// Whether one of the present entries is one of those before, or has replaced it.
     pub(super) fn connect(&self, before: &BTreeSet<String>, present: &BTreeSet<String>) -> bool {
-        let is_present = |entry: &String| {
-            present.contains(entry) || self.by.get(entry).is_some_and(|by| present.contains(by))
-        };
+        let is_present =
+            |entry: &String| present.contains(entry) || self.by.get(entry).is_some_and(|by| present.contains(by));
         before.iter().any(is_present)
     }
 }

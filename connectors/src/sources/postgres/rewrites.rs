@@ -70,7 +70,11 @@ impl KnownFiles {
                     && has_older_row(sql, *oid, was.settled_below).await?
                     && self.rewrites.by.len() < REWRITES_MAX
                 {
-                    tracing::info!(table = table.name, partition = oid, "partition was rewritten and kept its rows");
+                    tracing::info!(
+                        table = table.name,
+                        partition = oid,
+                        "partition was rewritten and kept its rows"
+                    );
                     self.rewrites.by.insert((*oid, was.file_node), now.file_node);
                 }
                 let record = PartitionRecord {
@@ -93,7 +97,8 @@ fn is_comparable(was: PartitionRecord, now: Partition) -> bool {
 /// Whether a partition contains a row of a transaction with a smaller id.
 async fn has_older_row(sql: &Sql, oid: u32, settled_below: u64) -> Result<bool> {
     let attempted = "look for rows of a rewritten partition";
-    let name = format!("SELECT oid::regclass::text FROM pg_class WHERE oid = {oid} AND has_table_privilege(oid, 'SELECT')");
+    let name =
+        format!("SELECT oid::regclass::text FROM pg_class WHERE oid = {oid} AND has_table_privilege(oid, 'SELECT')");
     let Some(name) = sql.value(attempted, &name).await? else {
         return Ok(false);
     };
@@ -126,7 +131,12 @@ mod tests {
         let rewrites = Rewrites {
             by: BTreeMap::from([((7, 10), 11), ((7, 11), 12), ((8, 11), 13)]),
         };
-        let nodes: Vec<u32> = rewrites.follow(&record).partitions.values().map(|p| p.file_node).collect();
+        let nodes: Vec<u32> = rewrites
+            .follow(&record)
+            .partitions
+            .values()
+            .map(|p| p.file_node)
+            .collect();
         assert_eq!(nodes, [12, 10]);
     }
 

@@ -64,9 +64,15 @@ fn problems(declared: &Declared, actual: &Table) -> Vec<String> {
 #[test]
 fn matching_table_yields_its_key() {
     let fits = declared(&[("note", "text?"), ("id", "int8"), ("tags", "text[]?")], None);
-    assert_eq!(check_table(&fits, &actual('d', &["id"]), READING), (vec![1], Vec::new()));
+    assert_eq!(
+        check_table(&fits, &actual('d', &["id"]), READING),
+        (vec![1], Vec::new())
+    );
     let keyed = declared(&[("id", "int8"), ("note", "text?")], Some(&["note", "id"]));
-    assert_eq!(check_table(&keyed, &actual('f', &[]), READING), (vec![1, 0], Vec::new()));
+    assert_eq!(
+        check_table(&keyed, &actual('f', &[]), READING),
+        (vec![1, 0], Vec::new())
+    );
 }
 
 #[test]
@@ -283,7 +289,12 @@ fn column_is_added_to_a_list_only_in_a_publication_of_the_connector() {
     };
     let problem = |is_own| {
         let reading = Reading { is_own, ..READING };
-        check_published(reading, &publication(Some(published.clone())), &table, &actual('d', &["id"]))
+        check_published(
+            reading,
+            &publication(Some(published.clone())),
+            &table,
+            &actual('d', &["id"]),
+        )
     };
     assert_eq!(problem(true), None);
     assert!(problem(false).unwrap().what.contains("does not publish column note"));
@@ -301,8 +312,10 @@ fn permission_for_single_columns_suffices() {
     assert_eq!(without(&["tags", "total"]), [""; 0]);
     assert_eq!(
         without(&["note"]),
-        ["user app has no permission to read column note of table orders -> GRANT SELECT (\"note\") ON \
-          \"public\".\"orders\" TO \"app\"; or remove it from the columns of [[table]] orders"]
+        [
+            "user app has no permission to read column note of table orders -> GRANT SELECT (\"note\") ON \
+          \"public\".\"orders\" TO \"app\"; or remove it from the columns of [[table]] orders"
+        ]
     );
     assert!(without(&["id", "note"])[0].contains("no permission to read table orders"));
 }
@@ -321,11 +334,18 @@ fn dropped_column_is_null_and_a_renamed_one_is_named() {
             ..READING
         };
         let table = declared(&[("id", "int8"), ("gone", ty)], None);
-        check_table(&table, &actual('d', &["id"]), reading).1.pop().map(|p| p.what)
+        check_table(&table, &actual('d', &["id"]), reading)
+            .1
+            .pop()
+            .map(|p| p.what)
     };
     assert_eq!(problem("text?", &[known(9)], false), None);
     let missing = Some(String::from("table orders has no column gone"));
-    assert_eq!(problem("text?", &[], false), missing, "declared later, and never existed");
+    assert_eq!(
+        problem("text?", &[], false),
+        missing,
+        "declared later, and never existed"
+    );
     assert_eq!(problem("text", &[known(9)], false), missing);
     // All columns of the table have the number 1.
     assert_eq!(

@@ -235,7 +235,8 @@ fn changed_mask_needs_a_snapshot() {
         (None, true),
     ] {
         let verdict = compare(&masked(mask), &record, &World::new().catalog(), "p");
-        let needs_snapshot = matches!(verdict, Verdict::NeedsSnapshot(cause) if cause.text.contains("the mask of column other"));
+        let needs_snapshot =
+            matches!(verdict, Verdict::NeedsSnapshot(cause) if cause.text.contains("the mask of column other"));
         assert_eq!(needs_snapshot, want, "{mask:?}");
     }
 }
@@ -296,7 +297,10 @@ fn truncated_partition_is_recognized_unless_the_whole_table_was_truncated() {
     world.table.partitions.insert(71, partition(999));
     let catalog = world.catalog();
     let cause = truncated_partition(&name, &recorded(), &catalog).unwrap();
-    assert!(cause.is_migration && cause.text.contains("(OID 71) was truncated"), "{cause:?}");
+    assert!(
+        cause.is_migration && cause.text.contains("(OID 71) was truncated"),
+        "{cause:?}"
+    );
     assert_eq!(truncated_partition(&name, &recorded(), &World::new().catalog()), None);
     let mut unknown = recorded();
     unknown.partitions.values_mut().for_each(|known| known.file_node = 0);
@@ -338,7 +342,10 @@ fn relation_of_the_stream_must_fit() {
         assert!(!cause.is_migration && cause.text.contains(want), "{cause:?}");
     }
     let cause = compare_type(&name, &recorded(), &relation(7, "orders", true, 25), "n").unwrap();
-    assert!(cause.is_migration && cause.text.contains("changed from int4 to text"), "{cause:?}");
+    assert!(
+        cause.is_migration && cause.text.contains("changed from int4 to text"),
+        "{cause:?}"
+    );
 }
 
 #[test]
