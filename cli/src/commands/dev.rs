@@ -31,6 +31,7 @@ use topology::{Names, Role, SourceKind, Topology};
 
 /// File with the token for the ingest listener, in the data directory.
 const INGEST_TOKEN_FILE: &str = "ingest.token";
+const MASK_KEY_FILE: &str = "mask.key";
 /// Lifetime of the printed token, in hours.
 const TOKEN_HOURS: i64 = 12;
 
@@ -44,7 +45,7 @@ pub fn run(output: Output, dev: &args::Dev) -> Result<()> {
         print_start(dev, is_sample);
     }
     let key = DevKey::open(&dev.data, Algorithm::HS256).context("cannot open the development key")?;
-    let ingest_token = ingest_token(&dev.data)?;
+    let ingest_token = stored_secret(&dev.data, INGEST_TOKEN_FILE)?;
     let view_log = topology.names().view_log();
     let mut plan = plan(dev, topology, &key, &ingest_token)?;
     for (name, config) in &mut plan.connectors {
@@ -151,7 +152,8 @@ fn plan(dev: &args::Dev, topology: Topology, key: &DevKey, ingest_token: &str) -
     let roles = all_roles(&topology);
     let connectors: BTreeMap<String, postgres::Config> = match &dev.postgres {
         Some(url) => {
-            let config = || serde_json::from_value::<postgres::Config>(serde_json::json!({ "url": url }));
+            let settings = serde_json::json!({ "url": url, "mask_key": stored_secret(&dev.data, MASK_KEY_FILE)? });
+            let config = || serde_json::from_value::<postgres::Config>(settings.clone());
             let sources = topology.sources.iter().filter(|s| s.kind == SourceKind::Postgres);
             sources
                 .map(|s| Ok((s.name.to_string(), config()?)))
@@ -262,9 +264,10 @@ fn durability(dev: &args::Dev) -> Durability {
     }
 }
 
-/// The token for the ingest listener, created at the first start and stored in the data directory.
-fn ingest_token(data: &Path) -> Result<String> {
-    let file = data.join(INGEST_TOKEN_FILE);
+/// A secret that is created at the first start and stored in the data directory: the token for the ingest listener, and
+/// the key of hashed columns.
+fn stored_secret(data: &Path, file: &str) -> Result<String> {
+    let file = data.join(file);
     if let Ok(token) = std::fs::read_to_string(&file) {
         return Ok(token.trim().to_owned());
     }

@@ -1,7 +1,8 @@
 //! Changes of the catalog that are undone before the connector reads it again, and changes that look like others.
 
 use super::harness::{Database, LIMIT, Setting};
-use super::table_states::{Case, PARTITIONED, Running, TABLES};
+use super::partitions::PARTITIONED;
+use super::table_states::{Case, Running, TABLES};
 use crate::support::wait_for;
 use connectors::source::OnMismatch;
 use connectors::status::{State, TableState};
