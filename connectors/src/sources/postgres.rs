@@ -17,6 +17,7 @@ mod chunk_reader;
 mod config;
 mod copy;
 mod declaration;
+mod declared;
 mod drift;
 mod emitter;
 pub(crate) mod inspect;
@@ -44,11 +45,10 @@ mod tuples;
 mod watermark;
 mod window;
 
-pub use check::Declared;
-pub use config::{Config, ServerObjects, WalSize};
+pub use config::{ColumnLists, Config, ServerObjects, WalSize};
+pub use declared::Declared;
 pub use inspect::{Finding, Severity};
 pub use position::Position;
-pub use publication::ColumnLists;
 pub use retention::OnMaxRetainedWal;
 
 use crate::error::{Error, Result};
@@ -181,7 +181,7 @@ impl Source {
                 ),
             });
         }
-        let declared = masks::with_key(name.as_str(), declared, config.mask_key.as_ref())?;
+        let declared = declared::with_key(name.as_str(), declared, config.mask_key.as_ref())?;
         let objects = Objects {
             configured_slot: config.slot.clone(),
             configured_publication: config.publication.clone(),

@@ -119,8 +119,10 @@ impl Views {
         let topology: toml::Table = text.parse().unwrap();
         let list = |name: &str| topology[name].as_array().cloned().unwrap_or_default();
         let get = |of: &toml::Value, key: &str| of[key].as_str().unwrap().to_owned();
-        let tables: BTreeMap<String, toml::Value> =
-            list("table").into_iter().map(|table| (get(&table, "name"), table)).collect();
+        let tables: BTreeMap<String, toml::Value> = list("table")
+            .into_iter()
+            .map(|table| (get(&table, "name"), table))
+            .collect();
         let query = |view: &toml::Value| {
             let (from, bucket) = (get(view, "from"), get(view, "bucket"));
             let table = from.split_once('.').unwrap().1.to_owned();
@@ -129,11 +131,16 @@ impl Views {
                 .iter()
                 .map(|(name, ty)| format!("'{name}', {}", json(name, ty.as_str().unwrap())))
                 .collect();
-            let owner = bucket.split_once('{').map(|(_, owner)| owner.trim_end_matches('}').to_owned());
+            let owner = bucket
+                .split_once('{')
+                .map(|(_, owner)| owner.trim_end_matches('}').to_owned());
             let filter = owner.map(|owner| format!(" WHERE {owner} = 1")).unwrap_or_default();
             (
                 get(view, "name"),
-                format!("SELECT jsonb_build_object({})::text FROM {table}{filter}", fields.join(", ")),
+                format!(
+                    "SELECT jsonb_build_object({})::text FROM {table}{filter}",
+                    fields.join(", ")
+                ),
             )
         };
         Views {
@@ -146,7 +153,9 @@ impl Views {
         for (view, query) in &self.queries {
             let rows = database.sql(query);
             let texts = rows.into_iter().map(|row| row[0].clone().unwrap());
-            let mut want: Vec<String> = texts.map(|text| normal(&serde_json::from_str(&text).unwrap())).collect();
+            let mut want: Vec<String> = texts
+                .map(|text| normal(&serde_json::from_str(&text).unwrap()))
+                .collect();
             let mut found: Vec<String> = phone.view(view).map(normal).collect();
             want.sort();
             found.sort();
@@ -185,7 +194,11 @@ fn normal(row: &Value) -> String {
         let bytes = text.as_bytes();
         if bytes.len() >= 19 && bytes[4] == b'-' && bytes[10] == b'T' && bytes[13] == b':' {
             let text = text.trim_end_matches('Z');
-            let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text };
+            let text = if text.contains('.') {
+                text.trim_end_matches('0').trim_end_matches('.')
+            } else {
+                text
+            };
             *value = Value::from(text);
         }
     }

@@ -186,7 +186,7 @@ fn snapshot_under_load_with_restarts_equals_the_table() {
 
 #[test]
 fn snapshot_ends_although_commits_are_never_visible_immediately() {
-    // A cluster of its own, since the shared one does not flush.
+    // The shared cluster does not flush, so a commit is visible immediately.
     let cluster = Postgres::start();
     let database = Arc::new(Database::at(&cluster.url()));
     items(&database);

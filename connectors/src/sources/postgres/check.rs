@@ -4,42 +4,13 @@
 //! to a publication, because PostgreSQL would then reject its updates and deletes. Tables and roles are never changed.
 
 use super::catalog::{self, Catalog, Column, Publication, Table};
-use super::masks::{HashKey, Masking};
+use super::declared::Declared;
+use super::masks::Masking;
 use super::server::{Server, Sql, identifier};
 use super::static_record::ColumnRecord;
 use crate::error::{Error, Result};
 use schemas::ids::TableName;
 use schemas::pg_types::{self, AvroType, Column as DeclaredColumn};
-use std::collections::BTreeMap;
-use topology::Mask;
-
-/// A table, as declared in the topology.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Declared {
-    /// Its name.
-    pub name: TableName,
-    /// The published columns, in order.
-    pub columns: Vec<DeclaredColumn>,
-    /// The columns of the record key; `None` if it is the table's primary key.
-    pub key: Option<Vec<String>>,
-    /// Masked columns.
-    pub masks: BTreeMap<String, Mask>,
-    /// The key of hashes.
-    pub(super) hash_key: Option<HashKey>,
-}
-
-impl Declared {
-    /// A table without masks.
-    pub fn new(name: TableName, columns: Vec<DeclaredColumn>, key: Option<Vec<String>>) -> Self {
-        Declared {
-            name,
-            columns,
-            key,
-            masks: BTreeMap::new(),
-            hash_key: None,
-        }
-    }
-}
 
 /// A table that passed the checks.
 #[derive(Debug, Clone, PartialEq, Eq)]

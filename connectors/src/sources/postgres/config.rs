@@ -1,6 +1,5 @@
 //! Settings of a PostgreSQL source in the process configuration.
 
-use super::publication::ColumnLists;
 use super::retention::OnMaxRetainedWal;
 use super::server::{ChannelBinding, Settings, SslMode, SslNegotiation};
 use crate::source::OnMismatch;
@@ -115,6 +114,20 @@ impl Config {
             ..Settings::new(self.url.clone())
         }
     }
+}
+
+/// Which tables of the publication have column lists. PostgreSQL rejects to drop or to change the type of a listed
+/// column, so a list has a price.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ColumnLists {
+    /// Those with columns that are not declared.
+    #[default]
+    WhenNeeded,
+    /// All.
+    Always,
+    /// None: the connector drops the columns that are not declared.
+    Never,
 }
 
 /// What a source uses on its server.

@@ -1,8 +1,9 @@
 //! The declaration of a PostgreSQL source, and checks of it against the catalog.
 
 use super::catalog::Catalog;
-use super::check::{self, Declared, Reading};
-use super::publication::ColumnLists;
+use super::check::{self, Reading};
+use super::config::ColumnLists;
+use super::declared::Declared;
 use super::server::Server;
 use super::static_record::{ColumnRecord, Content, PublicationRecord};
 use crate::error::{Error, Result};

@@ -6,7 +6,8 @@
 //! Differences without such an effect are accepted and recorded.
 
 use super::catalog::{self, Catalog, Table};
-use super::check::{self, Checked, Declared};
+use super::check::{self, Checked};
+use super::declared::Declared;
 use super::pgoutput::Relation;
 use super::static_record::{ColumnRecord, NeedsSnapshot, PartitionRecord, TableRecord};
 use schemas::ids::TableName;

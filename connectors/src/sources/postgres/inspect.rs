@@ -1,9 +1,11 @@
 //! Checks the database of a source for `trunkline doctor`. It only reads the catalog.
 
 use super::catalog::Catalog;
-use super::check::{self, Declared};
+use super::check;
+use super::config::ColumnLists;
 use super::declaration::Declaration;
-use super::publication::{self, ColumnLists};
+use super::declared::Declared;
+use super::publication;
 use super::server::{Sql, identifier, literal};
 use crate::error::{Error, Result};
 

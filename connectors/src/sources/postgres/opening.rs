@@ -1,8 +1,9 @@
 //! Opens a source: determines which of the declared tables can be streamed or copied, and compiles their encoders.
 
 use super::catalog::Catalog;
-use super::check::{self, Checked, Declared, Unsuitable};
+use super::check::{self, Checked, Unsuitable};
 use super::declaration::Declaration;
+use super::declared::Declared;
 use super::drift::{self, Cause, Verdict};
 use super::publication;
 use super::replication::Identity;

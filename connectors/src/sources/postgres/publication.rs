@@ -5,31 +5,18 @@
 //! changed.
 
 use super::catalog::{Catalog, Column, Publication, Table};
-use super::check::{Checked, Declared, quoted};
+use super::check::{Checked, quoted};
+use super::config::ColumnLists;
 use super::declaration::Declaration;
+use super::declared::Declared;
 use super::server::{Sql, identifier, literal};
 use crate::error::{Error, Result};
 use schemas::ids::TableName;
-use serde::Deserialize;
 use std::collections::BTreeSet;
 
 /// In the text of an error: the role lacks a permission, or does not own a table.
 const INSUFFICIENT_PRIVILEGE: &str = "SQLSTATE 42501";
 const ATTEMPTED: &str = "set up the publication";
-
-/// Which tables of the publication have column lists. PostgreSQL rejects to drop or to change the type of a listed
-/// column, so a list has a price.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ColumnLists {
-    /// Those with columns that are not declared.
-    #[default]
-    WhenNeeded,
-    /// All.
-    Always,
-    /// None: the connector drops the columns that are not declared.
-    Never,
-}
 
 /// The column list of a table; `None` if all columns are published.
 pub(super) fn column_list(

@@ -4,6 +4,7 @@ use super::*;
 use crate::sources::postgres::catalog::Published;
 use crate::sources::postgres::replacements::Replacements;
 use std::collections::{BTreeMap, BTreeSet};
+use topology::Mask;
 
 fn declared(columns: &[(&str, &str)], key: Option<&[&str]>) -> Declared {
     let column = |(name, ty): &(&str, &str)| DeclaredColumn::declared(name, ty);
