@@ -9,6 +9,7 @@ mod failover;
 pub mod fault_injection;
 mod harness;
 mod key_changes;
+mod memory;
 mod operators;
 mod partitions;
 mod rejected_setups;

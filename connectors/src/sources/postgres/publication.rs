@@ -9,6 +9,7 @@ use super::check::{Checked, quoted};
 use super::config::ColumnLists;
 use super::declaration::Declaration;
 use super::declared::Declared;
+use super::replacements::Replacements;
 use super::server::{Sql, identifier, literal};
 use crate::error::{Error, Result};
 use schemas::ids::TableName;
@@ -120,16 +121,51 @@ pub(super) async fn maintain(sql: &Sql, declaration: &Declaration, catalog: &Cat
     let Some(found) = own(declaration, catalog) else {
         return Ok(false);
     };
-    let change = Change::of(declaration, catalog, found);
-    if change.removed.is_empty() {
+    if Change::of(declaration, catalog, found).removed.is_empty() {
         return Ok(false);
     }
-    let changed = change.run(sql, declaration, found).await;
-    if changed.is_err() {
+    let changed = change(sql, declaration, found).await;
+    if !matches!(changed, Ok(true)) {
         // If this fails too, the connection is closed, which has the same effect.
         let _ = sql.run(ATTEMPTED, "ROLLBACK").await;
     }
-    changed.map(|()| true)
+    changed
+}
+
+/// Changes the publication in a transaction that also stores which entries it has replaced.
+async fn change(sql: &Sql, declaration: &Declaration, found: &Publication) -> Result<bool> {
+    let name = declaration.publication.as_str();
+    let (publication, names) = (identifier(name), declaration.names());
+    let comment = |replacements: &Replacements| {
+        format!(
+            "COMMENT ON PUBLICATION {publication} IS {}",
+            literal(&replacements.comment())
+        )
+    };
+    // The comment locks the publication. The entries are read only then: if another session replaced one meanwhile, that
+    // was a gap.
+    let lock = format!("BEGIN; {}", comment(&found.replacements));
+    sql.run(ATTEMPTED, &lock).await?;
+    let before = Catalog::read(sql, &names, name).await?;
+    let Some(found) = own(declaration, &before) else {
+        return Ok(false);
+    };
+    let change = Change::of(declaration, &before, found);
+    if change.removed.is_empty() {
+        return Ok(false);
+    }
+    sql.run(ATTEMPTED, &change.statements(&publication)).await?;
+    let after = Catalog::read(sql, &names, name).await?;
+    let replacements = change.replacements(&found.replacements, &names, &after);
+    sql.run(ATTEMPTED, &format!("{}; COMMIT", comment(&replacements)))
+        .await?;
+    let (connector, removed, added) = (
+        &declaration.connector,
+        change.removed.join(", "),
+        change.added.join(", "),
+    );
+    tracing::info!(%connector, publication = name, removed, added, "tables and column lists of the publication changed");
+    Ok(true)
 }
 
 /// The publication, if the connector may change it.
@@ -185,45 +221,28 @@ impl<'d> Change<'d> {
         change
     }
 
-    async fn run(&self, sql: &Sql, declaration: &Declaration, found: &Publication) -> Result<()> {
-        let name = declaration.publication.as_str();
-        let publication = identifier(name);
-        let mut statements = format!(
-            "BEGIN; ALTER PUBLICATION {publication} DROP TABLE {}",
-            self.removed.join(", ")
-        );
-        if !self.added.is_empty() {
-            statements = format!(
-                "{statements}; ALTER PUBLICATION {publication} ADD TABLE {}",
-                self.added.join(", ")
-            );
+    fn statements(&self, publication: &str) -> String {
+        let removed = format!("ALTER PUBLICATION {publication} DROP TABLE {}", self.removed.join(", "));
+        if self.added.is_empty() {
+            return removed;
         }
-        sql.run(ATTEMPTED, &statements).await?;
-        failpoint::hit("connector.postgres.relist");
-        let now = Catalog::read(sql, &declaration.names(), name).await?;
-        // Another session may have replaced entries meanwhile; the publication is locked only since the first statement.
-        let mut replacements = now.publication.as_ref().unwrap_or(found).replacements.clone();
-        let mut present = BTreeSet::new();
-        for declared in &declaration.tables {
-            let memberships = now.published(&declared.name).map(|published| &published.memberships);
-            present.extend(memberships.into_iter().flatten().cloned());
-        }
+        format!(
+            "{removed}; ALTER PUBLICATION {publication} ADD TABLE {}",
+            self.added.join(", ")
+        )
+    }
+
+    /// What the comment contains after the change.
+    fn replacements(&self, before: &Replacements, names: &[TableName], after: &Catalog) -> Replacements {
+        let mut replacements = before.clone();
+        let entries = |table: &TableName| after.published(table).map(|published| &published.memberships);
         for (table, old) in &self.replaced {
-            let new = now.published(table).and_then(|published| published.memberships.first());
-            if let Some(new) = new {
+            if let Some(new) = entries(table).and_then(BTreeSet::first) {
                 replacements.record(old, new);
             }
         }
-        replacements.keep(&present);
-        let comment = literal(&replacements.comment());
-        sql.run(
-            ATTEMPTED,
-            &format!("COMMENT ON PUBLICATION {publication} IS {comment}; COMMIT"),
-        )
-        .await?;
-        let (connector, removed, added) = (&declaration.connector, self.removed.join(", "), self.added.join(", "));
-        tracing::info!(%connector, publication = name, removed, added, "tables and column lists of the publication changed");
-        Ok(())
+        replacements.keep(&names.iter().filter_map(entries).flatten().cloned().collect());
+        replacements
     }
 }
 
