@@ -10,6 +10,7 @@ use super::chunk_query::{self, ChunkQuery, KeyColumn, Range};
 use super::declaration::Declaration;
 use super::drift;
 use super::opening::{Opener, is_of_table};
+use super::publication;
 use super::rows::Table;
 use super::server::{Sql, literal};
 use super::static_record::{ColumnRecord, TableRecord};
