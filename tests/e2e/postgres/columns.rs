@@ -74,7 +74,7 @@ fn bytes(setting: &Setting, topic: &str) -> Vec<u8> {
         for record in batch.iter() {
             all.extend_from_slice(record.key().unwrap_or_default());
             all.extend_from_slice(record.value().unwrap_or_default());
-            for (_, value) in record.headers() {
+            for (_, value) in record.headers().iter() {
                 all.extend_from_slice(value.unwrap_or_default());
             }
         }
