@@ -2,10 +2,11 @@
 //! `docs/guides/own-database.md` alone.
 
 use super::harness::{Database, LIMIT};
-use crate::support::{Dev, Phone, Polled, binary, wait_for};
+use crate::support::{Dev, Phone, binary};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Instant;
 
 struct Sample {
     sql: &'static str,
@@ -77,20 +78,20 @@ fn reaches_devices(sample: &Sample) {
     let dev = Dev::start(&data, &["--topology", path, "--postgres", &database.url]);
     let mut phone = Phone::new("phone-1", &dev.token("1", &["store=1"]));
     let edge = dev.url("edge");
-    wait_for("a complete page", LIMIT, || {
-        (phone.poll(&edge, 1) == Polled::Complete).then_some(())
-    });
     let views = Views::of(&decided);
-    views.equal(&database, &phone).unwrap();
+    let mut reach = |what: &str| {
+        let end = Instant::now() + LIMIT;
+        loop {
+            phone.poll(&edge, 1);
+            match views.equal(&database, &phone) {
+                Ok(()) => break,
+                Err(difference) => assert!(Instant::now() < end, "{what}: {difference}"),
+            }
+        }
+    };
+    reach("the snapshot");
     database.each(sample.changes);
-    let mut last = String::new();
-    wait_for("the changes", LIMIT, || {
-        phone.poll(&edge, 1);
-        let compared = views.equal(&database, &phone);
-        last = compared.as_ref().err().cloned().unwrap_or_default();
-        compared.ok()
-    });
-    assert_eq!(last, "");
+    reach("the changes");
 }
 
 /// Runs `trunkline init`, and returns the file.
