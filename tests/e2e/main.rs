@@ -29,6 +29,7 @@ mod pipeline;
 #[cfg(feature = "external")]
 mod postgres;
 mod process;
+mod random_runs;
 mod reference_docs;
 mod stream_processes;
 #[path = "../support.rs"]

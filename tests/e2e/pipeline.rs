@@ -14,7 +14,7 @@ mod crash_recovery;
 #[cfg(feature = "external")]
 mod harness;
 #[cfg(feature = "external")]
-mod operators;
+pub mod operators;
 #[cfg(feature = "external")]
 mod outages;
 #[cfg(feature = "external")]

@@ -7,7 +7,7 @@ mod columns;
 mod connections;
 mod failover;
 pub mod fault_injection;
-mod harness;
+pub mod harness;
 mod key_changes;
 mod memory;
 mod operators;

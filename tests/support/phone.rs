@@ -1,7 +1,7 @@
 //! A device that polls an edge and applies pages as docs/protocol/device-sync.md specifies.
 
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Identity of a row: bucket, view, key.
@@ -14,6 +14,8 @@ pub struct Phone {
     cursor: Option<String>,
     /// Rows on the device.
     pub rows: BTreeMap<RowId, Value>,
+    /// Views that lack changes at the moment.
+    pub stale: BTreeSet<String>,
     /// Number of complete pages without stale views.
     pub complete: usize,
     /// Summary of the last response.
@@ -47,6 +49,7 @@ impl Phone {
             device,
             cursor: None,
             rows: BTreeMap::new(),
+            stale: BTreeSet::new(),
             complete: 0,
             last: String::new(),
         }
@@ -107,7 +110,8 @@ impl Phone {
             }
         }
         self.cursor = Some(text(&page["cursor"]));
-        if page["complete"] == Value::Bool(true) && list("stale").is_empty() {
+        self.stale = list("stale").iter().map(text).collect();
+        if page["complete"] == Value::Bool(true) && self.stale.is_empty() {
             self.complete += 1;
             return Polled::Complete;
         }

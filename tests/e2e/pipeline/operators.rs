@@ -44,17 +44,44 @@ name = "views"
 runs = ["processor:sync-views"]
 "#;
 
-const VIEWER: &str = "viewer-token-of-the-tests";
-const OPERATOR: &str = "operator-token-of-the-tests";
+/// Token with the role viewer.
+pub const VIEWER: &str = "viewer-token-of-the-tests";
+/// Token with the role operator.
+pub const OPERATOR: &str = "operator-token-of-the-tests";
 
-struct Operators {
+/// Configuration of a node with both tokens.
+pub fn tokens() -> String {
+    let token = |role: &str, token: &str| {
+        format!("[[admin.tokens]]\nname = \"{role}\"\nrole = \"{role}\"\ntoken = \"{token}\"\n\n")
+    };
+    token("viewer", VIEWER) + &token("operator", OPERATOR)
+}
+
+/// The command line of operators, who know the brokers and the topology.
+pub struct Operators {
     kafka: String,
     topology: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 impl Operators {
-    fn run(&self, token: &str, words: &[&str]) -> Output {
+    pub fn new(kafka: &str, topology: &str) -> Operators {
+        let dir = tempfile::tempdir().unwrap();
+        let operators = Operators {
+            kafka: kafka.to_owned(),
+            topology: dir.path().join("topology.toml"),
+            _dir: dir,
+        };
+        operators.declare(topology);
+        operators
+    }
+
+    /// Replaces the topology.
+    pub fn declare(&self, topology: &str) {
+        std::fs::write(&self.topology, topology).unwrap();
+    }
+
+    pub fn run(&self, token: &str, words: &[&str]) -> Output {
         let (first, rest) = words.split_first().unwrap();
         let mut command = Command::new(binary());
         command
@@ -74,7 +101,7 @@ impl Operators {
     }
 
     /// Whether `doctor` found no problem, and its findings.
-    fn doctor(&self) -> (bool, Value) {
+    pub fn doctor(&self) -> (bool, Value) {
         self.json(VIEWER, &["doctor", "--topology", self.topology.to_str().unwrap()])
     }
 }
@@ -82,21 +109,11 @@ impl Operators {
 #[test]
 fn announced_processes_are_found_and_only_operators_change_connectors() {
     let broker = Broker::start();
-    let dir = tempfile::tempdir().unwrap();
-    let operators = Operators {
-        kafka: broker.bootstrap(),
-        topology: dir.path().join("topology.toml"),
-        _dir: dir,
-    };
-    std::fs::write(&operators.topology, TOPOLOGY).unwrap();
-    let token = |role: &str, token: &str| {
-        format!("[[admin.tokens]]\nname = \"{role}\"\nrole = \"{role}\"\ntoken = \"{token}\"\n\n")
-    };
+    let operators = Operators::new(&broker.bootstrap(), TOPOLOGY);
     let more = format!(
-        "{}{}[ingest]\nlisten = \"127.0.0.1:{}\"\n\
+        "{}[ingest]\nlisten = \"127.0.0.1:{}\"\n\
          credentials = [{{ name = \"backend\", token = \"a token\", topics = [\"*\"] }}]\n",
-        token("viewer", VIEWER),
-        token("operator", OPERATOR),
+        tokens(),
         free_port()
     );
     let mut fleet = Fleet::new(TOPOLOGY, &operators.kafka, &more);

@@ -80,6 +80,11 @@ impl Database {
         self.run_on(&self.url, sql)
     }
 
+    /// Runs statements, which the server may reject.
+    pub fn try_sql(&self, sql: &str) -> Result<Vec<Vec<Option<String>>>, tokio_postgres::Error> {
+        self.try_run(&self.url, sql)
+    }
+
     /// Runs statements one by one, each in its own transaction.
     pub fn each(&self, statements: &[&str]) {
         for statement in statements {
