@@ -104,6 +104,11 @@ impl Kind {
         )
     }
 
+    /// Whether it may change the topology, which only the first change of a round does.
+    pub fn declares(self) -> bool {
+        matches!(self, Kind::DeclareColumn | Kind::DropColumn | Kind::RenameColumn)
+    }
+
     /// Whether it can be applied to a table.
     pub fn applies(self, table: &Table, superuser: bool) -> bool {
         let partitions = table.partitions.as_ref().map(|p| p.attached.len());

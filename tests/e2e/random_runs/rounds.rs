@@ -98,7 +98,7 @@ impl Generator {
             kinds => kinds.to_vec(),
         };
         rng.shuffle(&mut deck);
-        let mut faults: Vec<Fault> = ROLES.iter().map(|role| Fault::Kill(role)).collect();
+        let mut faults = ROLES.map(Fault::Kill).to_vec();
         faults.extend([Fault::Postgres, Fault::Kafka]);
         rng.shuffle(&mut faults);
         Generator {
@@ -130,7 +130,7 @@ impl Generator {
         if at == 0 {
             round.steps.extend(fault.map(Step::Begin));
         }
-        self.changes(&mut round, fault);
+        self.changes(&mut round, fault.filter(|_| at == 0));
         if at == 1 {
             round.steps.extend(fault.map(Step::Begin));
             self.work(&mut round, 1);
@@ -174,7 +174,7 @@ impl Generator {
         }
     }
 
-    /// Adds one or two changes of different tables.
+    /// Adds one or two changes of different tables, while this fault lasts.
     fn changes(&mut self, round: &mut Round, fault: Option<Fault>) {
         let mut free: Vec<usize> = (0..self.schema.tables.len()).collect();
         self.rng.shuffle(&mut free);
@@ -194,13 +194,13 @@ impl Generator {
     }
 
     /// The next kind of the deck that can be applied to one of these tables. It moves to the end of the deck.
-    fn next_kind(&mut self, free: &[usize], global: bool) -> Option<(Kind, usize)> {
+    fn next_kind(&mut self, free: &[usize], first: bool) -> Option<(Kind, usize)> {
         let superuser = self.schema.superuser;
         let table_of = |kind: Kind| {
             let mut tables = free.iter().copied();
             tables.find(|at| kind.applies(&self.schema.tables[*at], superuser))
         };
-        let allowed = |kind: &Kind| global || !kind.is_global();
+        let allowed = |kind: &Kind| first || !(kind.is_global() || kind.declares());
         let mut kinds = self.deck.iter().copied().enumerate().filter(|(_, kind)| allowed(kind));
         let (at, kind, table) = kinds.find_map(|(at, kind)| Some((at, kind, table_of(kind)?)))?;
         let used = self.deck.remove(at);

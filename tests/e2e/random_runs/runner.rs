@@ -1,6 +1,7 @@
 //! Executes a generated run: a database, one process per role, and a device that polls. After each round, the device is
 //! compared with the database, and what is reported is repaired with the reported command.
 
+use super::operations::Operation;
 use super::oracle::{self, Judgement, Observed, Outcome, Reported, Rows, TableState};
 use super::report::Report;
 use super::rounds::{Fault, Generator, ROLES, Round, Step};
@@ -156,7 +157,7 @@ impl<'s> Run<'s> {
 
     fn change_and_repair(&mut self, generator: &mut Generator, round: &Round) -> Result<Vec<Outcome>, String> {
         self.steps(&round.steps)?;
-        let observed = self.settle(&generator.schema)?;
+        let observed = self.settle(&generator.schema, &round.operations)?;
         let Judgement { outcomes, failures } = oracle::judge(&round.operations, &observed);
         let (succeeded, findings) = self.operators.doctor();
         let named = oracle::check_doctor(&observed, succeeded, &findings);
@@ -283,7 +284,7 @@ impl<'s> Run<'s> {
 
     /// Waits until every table is equal and nothing is reported.
     fn settle_clean(&mut self, schema: &Schema, when: &str) -> Result<(), String> {
-        let observed = self.settle(schema)?;
+        let observed = self.settle(schema, &[])?;
         if observed.is_clean() {
             return Ok(());
         }
@@ -291,8 +292,9 @@ impl<'s> Run<'s> {
         Err(format!("{when}: {}", failures.join("\n  ")))
     }
 
-    /// Follows until every table is equal or reported, and remains so. Returns what is observed then, or after a limit.
-    fn settle(&mut self, schema: &Schema) -> Result<Observed, String> {
+    /// Follows until every table is as expected after these changes, equal or reported, and remains so. Returns what is
+    /// observed then, or after a limit.
+    fn settle(&mut self, schema: &Schema, operations: &[Operation]) -> Result<Observed, String> {
         let (end, mut since, mut seen) = (Instant::now() + LIMIT, None, BTreeSet::new());
         loop {
             self.poll();
@@ -313,7 +315,8 @@ impl<'s> Run<'s> {
             if is_late {
                 return Ok(observed);
             }
-            since = (is_stable && observed.is_settled()).then(|| since.unwrap_or_else(Instant::now));
+            let is_settled = is_stable && oracle::judge(operations, &observed).failures.is_empty();
+            since = is_settled.then(|| since.unwrap_or_else(Instant::now));
             if since.is_some_and(|since| since.elapsed() >= STEADY) {
                 return Ok(observed);
             }

@@ -58,35 +58,35 @@ pub struct Type {
 }
 
 /// The type of `seq`, and of columns that are added.
-pub const INT8: Type = Type {
+pub static INT8: Type = Type {
     name: "int8",
     json: Json::Text,
     value: |rng| one_of(rng, &["-9223372036854775808", "9223372036854775807", "0", "17"]),
 };
 
 /// The type of a column whose type is changed to a wider one.
-pub const INT4: Type = Type {
+pub static INT4: Type = Type {
     name: "int4",
     json: Json::Verbatim,
     value: |rng| one_of(rng, &["-2147483648", "2147483647", "0", "42", "-1"]),
 };
 
 /// The type of a column whose scale is changed.
-pub const NUMERIC: Type = Type {
+pub static NUMERIC: Type = Type {
     name: "numeric(20,4)",
     json: Json::Text,
     value: |rng| format!("{}.{:04}", rng.below(1_000_000), rng.below(10_000)),
 };
 
 /// The type of the column that also has large values.
-pub const TEXT: Type = Type {
+pub static TEXT: Type = Type {
     name: "text",
     json: Json::Native,
     value: text,
 };
 
 /// All other types.
-pub const TYPES: [Type; 26] = [
+pub static TYPES: [Type; 26] = [
     Type {
         name: "bool",
         json: Json::Verbatim,

@@ -142,7 +142,7 @@ pub fn new_id(table: &mut Table, rng: &mut Rng) -> i64 {
 /// Unused consecutive ids, in the range of an attached partition.
 fn new_ids(table: &mut Table, count: i64, rng: &mut Rng) -> i64 {
     let first = table.ids.reserve(count);
-    let attached = table.partitions.as_ref().map_or(&[][..], |p| &p.attached);
+    let attached = table.partitions.as_ref().map_or(&[][..], |p| p.attached.as_slice());
     let partition = if attached.is_empty() { 0 } else { rng.pick(attached) };
     i64::from(partition) * PARTITION_IDS + first
 }
