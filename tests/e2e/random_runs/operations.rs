@@ -443,7 +443,7 @@ fn of_publication(operation: &mut Operation, table: &Table, names: &str) {
         }
         Kind::RowFilter => {
             operation.causes = &["row filter"];
-            let filter = "WHERE (abs(hashtext(id::text)) % 2 = 0)";
+            let filter = format!("WHERE ({})", table.id.row_filter());
             operation
                 .statements
                 .push(alter(&format!("SET TABLE {name} {filter}, {others}")));

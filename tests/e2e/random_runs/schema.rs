@@ -42,6 +42,15 @@ impl IdType {
         }
     }
 
+    /// A condition that is true for about half of the ids, and that a publication accepts.
+    pub fn row_filter(self) -> &'static str {
+        match self {
+            IdType::Int8 | IdType::Int4 => "id % 2 = 0",
+            IdType::Text => "hashtext(id) % 2 = 0",
+            IdType::Uuid => "uuid_hash(id) % 2 = 0",
+        }
+    }
+
     fn json(self) -> Json {
         match self {
             IdType::Int4 => Json::Verbatim,

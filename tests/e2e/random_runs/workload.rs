@@ -50,17 +50,24 @@ pub fn insert(table: &mut Table, rng: &mut Rng) -> String {
 /// Inserts a row with this id into the table, or into one that becomes its partition.
 pub fn insert_into(table: &mut Table, target: &str, id: i64, rng: &mut Rng) -> String {
     table.ids.live.insert(id);
-    let (columns, values) = row(table, rng);
+    let columns = columns(table);
+    let values = (0..table.columns.len()).map(|at| value(table, at, rng));
+    let values = values.collect::<Vec<_>>().join(", ");
     let key = key_values(table, &id.to_string());
     format!("INSERT INTO {target} ({columns}) VALUES ({key}, {values})")
 }
 
-/// Inserts many rows with equal values.
+/// Inserts many rows with equal values, and with no large ones.
 fn insert_many(table: &mut Table, rng: &mut Rng) -> String {
     let count = if rng.chance(0.3) { LARGE } else { 20 };
     let first = new_ids(table, count, rng);
     table.ids.live.extend(first..first + count);
-    let (columns, values) = row(table, rng);
+    let columns = columns(table);
+    let values = (0..table.columns.len()).map(|at| match table.columns[at].name.as_str() {
+        "note" => "NULL".to_owned(),
+        _ => value(table, at, rng),
+    });
+    let values = values.collect::<Vec<_>>().join(", ");
     let key = key_values(table, "g");
     format!(
         "INSERT INTO {} ({columns}) SELECT {key}, {values} FROM generate_series({first}, {}) g",
@@ -147,7 +154,7 @@ fn new_ids(table: &mut Table, count: i64, rng: &mut Rng) -> i64 {
     i64::from(partition) * PARTITION_IDS + first
 }
 
-/// Values of the key columns for the number of a row, in the order of [`row`].
+/// Values of the key columns for the number of a row, in the order of [`columns`].
 fn key_values(table: &Table, number: &str) -> String {
     let id = table.id.expression(number);
     if table.has_region {
@@ -157,16 +164,14 @@ fn key_values(table: &Table, number: &str) -> String {
     }
 }
 
-/// All columns, and random values of those after the key.
-fn row(table: &Table, rng: &mut Rng) -> (String, String) {
+/// The columns that a row has values for, the key first.
+fn columns(table: &Table) -> String {
     let mut columns = vec!["id".to_owned()];
     if table.has_region {
         columns.push("region".to_owned());
     }
     columns.extend(table.columns.iter().map(|column| identifier(&column.name)));
-    let values = (0..table.columns.len()).map(|at| value(table, at, rng));
-    let values = values.collect::<Vec<_>>().join(", ");
-    (columns.join(", "), values)
+    columns.join(", ")
 }
 
 /// A random value of a column.
