@@ -154,6 +154,18 @@ impl Generator {
         steps
     }
 
+    /// Transactions while tables are copied again, and sometimes a kill of the connector. A command whose answer the
+    /// operator has received survives it.
+    pub fn during_repair(&mut self) -> Vec<Step> {
+        let mut steps: Vec<Step> = (0..1 + self.rng.below(3)).map(|_| self.transaction()).collect();
+        if self.rng.chance(0.25) {
+            let connector = Fault::Kill("connector");
+            steps.insert(0, Step::Begin(connector));
+            steps.push(Step::End(connector));
+        }
+        steps
+    }
+
     fn next_fault(&mut self) -> Fault {
         self.faults.rotate_left(1);
         self.faults.last().copied().expect("there are faults")
@@ -248,6 +260,7 @@ mod tests {
             let round = generator.round();
             all.extend(round.steps.iter().map(Step::to_string));
             all.extend(generator.repair(&round).iter().map(Step::to_string));
+            all.extend(generator.during_repair().iter().map(Step::to_string));
         }
         all
     }

@@ -161,7 +161,7 @@ impl<'s> Run<'s> {
         let Judgement { outcomes, failures } = oracle::judge(&round.operations, &observed);
         let (succeeded, findings) = self.operators.doctor();
         let named = oracle::check_doctor(&observed, succeeded, &findings);
-        let prepared = generator.repair(round);
+        let (prepared, during) = (generator.repair(round), generator.during_repair());
         if !failures.is_empty() {
             return Err(failures.join("\n  "));
         }
@@ -177,6 +177,7 @@ impl<'s> Run<'s> {
             let words = oracle::command(&report.fix).ok_or_else(|| format!("no command in {:?}", report.fix))?;
             self.command(&words)?;
         }
+        self.steps(&during)?;
         self.settle_clean(&generator.schema, "after the repair")?;
         Ok(outcomes)
     }
@@ -261,7 +262,6 @@ impl<'s> Run<'s> {
     fn command(&mut self, words: &[String]) -> Result<(), String> {
         self.log.push(format!("command: trunkline {}", words.join(" ")));
         let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
-        words.extend(["--wait", "--timeout", "60"]);
         if words.contains(&"resync") {
             words.push("--yes");
         }
