@@ -198,13 +198,13 @@ fn of_column(operation: &mut Operation, table: &mut Table, rng: &mut Rng) {
             let column = table.columns[at].clone();
             let (quoted, type_name) = (identifier(&column.name), table.type_name(&column));
             if operation.kind == Kind::ReplaceColumn {
-                operation.causes = &["was replaced by another column", "was dropped or renamed"];
+                operation.causes = &["was replaced by another column", "was dropped"];
                 operation
                     .statements
                     .push(alter(&format!("DROP COLUMN {quoted}, ADD COLUMN {quoted} {type_name}")));
                 return;
             }
-            operation.causes = &["was dropped or renamed"];
+            operation.causes = &["was dropped"];
             operation.statements.push(alter(&format!("DROP COLUMN {quoted}")));
             operation.statements.push(workload::delete_from(&name, rng));
             table.readable = false;
@@ -229,7 +229,7 @@ fn rename_column(operation: &mut Operation, table: &mut Table, rng: &mut Rng) {
     let at = rng.pick(&renamed);
     let old = identifier(&table.columns[at].name);
     let new = format!("renamed{number}");
-    operation.causes = &["was dropped or renamed"];
+    operation.causes = &["was dropped"];
     operation
         .statements
         .push(format!("ALTER TABLE {name} RENAME COLUMN {old} TO {new}"));
@@ -450,7 +450,7 @@ fn of_publication(operation: &mut Operation, table: &Table, names: &str) {
             operation.repair.push(alter(&format!("SET TABLE {names}")));
         }
         Kind::ColumnList => {
-            operation.causes = &["no longer contains column"];
+            operation.causes = &["no longer contains column", "removed from the publication"];
             let columns = table.key.join(", ");
             operation
                 .statements

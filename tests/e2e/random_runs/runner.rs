@@ -115,8 +115,14 @@ impl<'s> Run<'s> {
         self.settle_clean(&generator.schema, "after the start")?;
         for number in 1..=rounds {
             self.log.push(format!("-- round {number}"));
-            let round = generator.round();
+            let (round, began) = (generator.round(), Instant::now());
             self.round(generator, &round, report)?;
+            let changes = round
+                .operations
+                .iter()
+                .map(|operation| operation.kind.name().to_owned());
+            let all: Vec<String> = changes.chain(round.faults.iter().map(|fault| fault.name())).collect();
+            eprintln!("  round {number}: {} ({:.0?})", all.join(", "), began.elapsed());
             report.rounds += 1;
         }
         self.compare_new_device(&generator.schema)
@@ -265,6 +271,9 @@ impl<'s> Run<'s> {
         if words.contains(&"resync") {
             words.push("--yes");
         }
+        // Earlier runs have announced their processes on the same brokers.
+        let admin = self.fleet.admin("connector");
+        words.extend(["--admin", &admin]);
         let end = Instant::now() + COMMAND_LIMIT;
         loop {
             let out = self.operators.run(OPERATOR, &words);
