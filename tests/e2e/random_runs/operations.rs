@@ -236,6 +236,11 @@ fn rename_column(operation: &mut Operation, table: &mut Table, rng: &mut Rng) {
     operation.statements.push(workload::delete_from(&name, rng));
     table.readable = false;
     if rng.chance(0.5) {
+        // A schema with a new column is compatible with the earlier one only if the column may be null.
+        operation
+            .repair
+            .push(format!("ALTER TABLE {name} ALTER COLUMN {new} DROP NOT NULL"));
+        table.columns[at].nullable = true;
         table.columns[at].name = new;
         operation.declares = Declares::WithRepair;
     } else {

@@ -271,11 +271,9 @@ impl Judgement {
 
 /// The words of the trunkline command in a fix, without `trunkline`.
 pub fn command(fix: &str) -> Option<Vec<String>> {
-    let (_, command) = fix.rsplit_once("trunkline ")?;
-    let words: Vec<String> = command
-        .split_whitespace()
-        .map(|word| word.trim_matches('`').to_owned())
-        .collect();
+    let (_, rest) = fix.rsplit_once("trunkline ")?;
+    let command = rest.split(['`', ';', ',']).next()?;
+    let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
     (words.first().map(String::as_str) == Some("connect")).then_some(words)
 }
 
@@ -473,9 +471,11 @@ mod tests {
     }
 
     #[test]
-    fn command_is_the_last_part_of_a_fix() {
+    fn command_is_found_in_a_fix() {
         let words = command("ALTER ROLE x BYPASSRLS; then trunkline connect snapshot db sales.t1").unwrap();
         assert_eq!(words, ["connect", "snapshot", "db", "sales.t1"]);
+        let words = command("`trunkline connect resync db`; it takes a new snapshot").unwrap();
+        assert_eq!(words, ["connect", "resync", "db"]);
         assert_eq!(command("drop the slot"), None);
     }
 }
