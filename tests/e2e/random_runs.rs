@@ -29,7 +29,7 @@ mod runs {
 
     /// Seeds of the test, and rounds of each.
     const SEEDS: [u64; 2] = [1, 2];
-    const ROUNDS: usize = 6;
+    const ROUNDS: usize = 8;
 
     /// Variables that `tests/random-runs` sets: seed, minutes and rounds; kinds of changes; file for the report.
     const PLAN: &str = "TRUNKLINE_TEST_RANDOM_RUNS";
