@@ -248,6 +248,7 @@ async fn start_roles(plan: Plan, context: &Context, admin: SocketAddr) -> Result
             config,
             log: context.backends.log.clone(),
             view_log: context.names.view_log(),
+            group: context.names.edge(&context.node),
             memberships: Arc::new(rules),
             clock: context.backends.clock.clone(),
         };
@@ -285,7 +286,11 @@ fn start_connectors(
                         plan.name
                     )
                 })?;
-                started.push(sources::start_postgres(context, source, config)?);
+                let declared = sources::DeclaredSource {
+                    topology: &plan.topology,
+                    source,
+                };
+                started.push(sources::start_postgres(context, declared, config)?);
             }
         }
     }

@@ -8,6 +8,7 @@
 //! own thread: a failure changes its state and does not affect other connectors.
 
 pub mod commands;
+pub mod consumers;
 pub mod discover;
 mod error;
 pub mod ingest;

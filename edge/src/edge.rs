@@ -28,6 +28,8 @@ pub struct EdgeContext {
     pub log: SharedEventLog,
     /// Name of the topology's `view.log`.
     pub view_log: String,
+    /// Consumer group in which this edge commits its position.
+    pub group: String,
     /// Memberships of the compiled topology.
     pub memberships: Arc<dyn Memberships>,
     /// Clock.
@@ -59,6 +61,7 @@ pub async fn start(context: EdgeContext, tasks: &Tasks, readiness: &Readiness) -
         config,
         log,
         view_log,
+        group,
         memberships,
         clock,
     } = context;
@@ -77,6 +80,7 @@ pub async fn start(context: EdgeContext, tasks: &Tasks, readiness: &Readiness) -
     let requests_done = Drain::new();
     let follow = FollowConfig {
         topic: view_log,
+        group,
         partitions: memberships.partitions(),
         data_dir: config.data_dir.clone(),
         store: config.store.clone(),

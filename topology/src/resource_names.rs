@@ -99,6 +99,12 @@ impl Names {
         self.with(&format!("{SYNC_VIEWS}.{}", self.local(input)))
     }
 
+    /// Consumer group of the edge of a node. An edge is not a member: it reads all partitions, and commits its position so
+    /// that its lag can be seen.
+    pub fn edge(&self, node: &str) -> String {
+        self.with(&format!("edge.{node}"))
+    }
+
     /// Changelog topic of a store of an application, named by [`Names::application`] or [`Names::sync_views`].
     pub fn changelog(application: &str, store: &str) -> String {
         format!("{application}.changelog.{store}")
@@ -161,6 +167,7 @@ mod tests {
             names.repartition(declared),
             names.repartition_side(declared, "right"),
             names.connector(declared),
+            names.edge(declared),
         ];
         all.extend(
             stores

@@ -3,22 +3,69 @@
 use super::context::Context;
 use crate::connect_api::RunningConnector;
 use anyhow::Result;
+use connectors::consumers::{Consumer, Consumers};
 use connectors::source::{Context as SourceContext, OnMismatch, run as run_source};
 use connectors::sources::http::HttpSourceHandle;
 use connectors::sources::postgres;
 use connectors::status::Handle;
 use schemas::ids::SourceName;
 use schemas::pg_types::Column;
-use topology::{Source, Table};
+use std::collections::BTreeSet;
+use topology::wiring::Wiring;
+use topology::{Role, Source, Table, Topology};
+
+/// A source of a topology.
+#[derive(Clone, Copy)]
+pub struct DeclaredSource<'t> {
+    pub topology: &'t Topology,
+    pub source: &'t Source,
+}
 
 /// Starts a PostgreSQL connector on its own thread.
-pub fn start_postgres(context: &Context, source: &Source, config: &postgres::Config) -> Result<RunningConnector> {
+pub fn start_postgres(
+    context: &Context,
+    declared: DeclaredSource<'_>,
+    config: &postgres::Config,
+) -> Result<RunningConnector> {
+    let source = declared.source;
     let tables = declared_tables(source);
     let registry = context.backends.registry.clone();
     let connector = postgres::Source::new(&context.names, &source.name, config, tables, registry)?;
     let objects = connector.objects();
+    let connector = if config.snapshot_lag_max == 0 {
+        connector
+    } else {
+        let log = context.backends.log.clone();
+        let (consumers, watcher) = Consumers::watch(log, consumers(context, declared), config.snapshot_lag_max);
+        let drain = context.tasks.drain();
+        context
+            .tasks
+            .thread(format!("consumers-{}", source.name), move || watcher.run(&drain));
+        connector.with_consumers(consumers)
+    };
     let handle = start(context, &ConnectorName::of(source), connector, config.on_mismatch);
     Ok(running(context, source, handle, Some(objects)))
+}
+
+/// The consumers of a source's records and of the views that are made of them.
+fn consumers(context: &Context, DeclaredSource { topology, source }: DeclaredSource<'_>) -> Vec<Consumer> {
+    let names = topology.names();
+    let change = names.change(source.name.as_str());
+    let wiring = Wiring::of(topology);
+    let inputs = wiring.processors.iter().flat_map(|processor| &processor.inputs);
+    let readers = inputs.filter(|input| input.topic == change).map(|input| Consumer {
+        group: input.group.clone(),
+        topic: input.topic.clone(),
+    });
+    let nodes = topology.nodes.iter().filter(|node| node.roles.contains(&Role::Edge));
+    let nodes = nodes.map(|node| node.name.as_str());
+    // `dev` runs all roles in one node, which is not declared.
+    let nodes: BTreeSet<&str> = nodes.chain([context.node.as_str()]).collect();
+    let edges = nodes.into_iter().map(|node| Consumer {
+        group: names.edge(node),
+        topic: names.view_log(),
+    });
+    readers.chain(edges).collect()
 }
 
 /// Starts an HTTP source on its own thread. The ingest listener passes posted transactions to the returned handle.

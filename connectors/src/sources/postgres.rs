@@ -51,6 +51,7 @@ pub use inspect::{Finding, Severity};
 pub use position::Position;
 pub use retention::OnMaxRetainedWal;
 
+use crate::consumers::Consumers;
 use crate::error::{Error, Result};
 use crate::source::{self, Batch, Boundary, Budget, Progress, Request};
 use crate::status::Handle;
@@ -93,6 +94,7 @@ pub struct Source {
     topic: Arc<str>,
     record_bytes_max: usize,
     heartbeat_every: Duration,
+    consumers: Consumers,
     tables: Arc<[Arc<Table>]>,
     chunk_end: SchemaId,
     phase: Phase,
@@ -217,11 +219,18 @@ impl Source {
             topic: names.change(name.as_str()).into(),
             record_bytes_max: 0,
             heartbeat_every: Duration::from_secs(config.heartbeat_seconds.max(1)),
+            consumers: Consumers::default(),
             tables: Arc::new([]),
             chunk_end: SchemaId(0),
             phase: Phase::Closed,
             reports: Reports::default(),
         })
+    }
+
+    /// Snapshots wait for these consumers.
+    #[must_use]
+    pub fn with_consumers(self, consumers: Consumers) -> Self {
+        Source { consumers, ..self }
     }
 
     fn server(&self) -> &Server {
@@ -279,6 +288,7 @@ impl Source {
             topic: Arc::clone(&self.topic),
             session: format!("{} {:016x}", self.slot, RandomState::new().hash_one(&self.slot)),
         });
+        let snapshots = snapshots.with_consumers(self.consumers.clone());
         Ok(Phase::Stream(Box::new(Stream::new(
             declaration,
             replication,

@@ -189,6 +189,7 @@ impl Harness {
             config,
             log: self.log.clone(),
             view_log: VIEW_LOG.into(),
+            group: unique("edge"),
             memberships: Arc::new(ClaimedBuckets),
             clock: self.clock.clone(),
         };

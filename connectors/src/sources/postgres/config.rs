@@ -60,6 +60,10 @@ pub struct Config {
     /// What to do if the stored position is incompatible with the database: `stop` (default) or `resync`.
     #[serde(default)]
     pub on_mismatch: OnMismatch,
+    /// How many records the consumers of this source may be behind before its snapshots wait for them; 0: they never wait.
+    /// Default: 20,000.
+    #[serde(default = "snapshot_lag_max")]
+    pub snapshot_lag_max: u64,
     /// Limit of the write-ahead log that the server retains for the slot. Default: none.
     #[serde(default)]
     pub max_retained_wal: Option<WalSize>,
@@ -74,6 +78,11 @@ pub struct Config {
 
 fn heartbeat_seconds() -> u64 {
     10
+}
+
+/// About a second of records on two cores.
+fn snapshot_lag_max() -> u64 {
+    20_000
 }
 
 impl Config {
@@ -95,6 +104,7 @@ impl Config {
             mask_key: None,
             heartbeat_seconds: heartbeat_seconds(),
             on_mismatch: OnMismatch::default(),
+            snapshot_lag_max: snapshot_lag_max(),
             max_retained_wal: None,
             on_max_retained_wal: OnMaxRetainedWal::default(),
             previous_objects: Vec::new(),

@@ -11,6 +11,7 @@ use super::drift;
 use super::static_record::{NeedsSnapshot, StaticRecord, TableRecord, TableSnapshot};
 use super::watermark::{Level, Watermark};
 use super::{changes, declaration::Declaration};
+use crate::consumers::{Behind, Consumers};
 use crate::error::{Error, Result};
 use crate::status::TableProgress;
 use event_log::OutBatch;
@@ -31,6 +32,8 @@ const SETTLE_FIRST: Duration = Duration::from_millis(5);
 const SETTLE_MAX: Duration = Duration::from_secs(10);
 /// By how much the time decreases at least with each chunk that is published.
 const SETTLE_STEP: Duration = Duration::from_micros(100);
+/// How long to wait before asking again whether the consumers are behind.
+const CONSUMERS_WAIT: Duration = Duration::from_millis(50);
 /// Number of consecutive rejected attempts after which the snapshot of the table fails.
 const REJECTED_MAX: u32 = 5;
 /// Maximum number of rows that are read by key at once.
@@ -96,6 +99,9 @@ pub(super) struct Snapshots {
     estimate: Option<u64>,
     /// When snapshots of a table were taken without a request.
     automatic: BTreeMap<TableName, Vec<Instant>>,
+    consumers: Consumers,
+    /// The consumer that the next chunk waits for.
+    waits_for: Option<Behind>,
 }
 
 impl Snapshots {
@@ -113,7 +119,14 @@ impl Snapshots {
             rejected: 0,
             estimate: None,
             automatic: BTreeMap::new(),
+            consumers: Consumers::default(),
+            waits_for: None,
         }
+    }
+
+    /// Chunks are read only while these consumers are not far behind.
+    pub(super) fn with_consumers(self, consumers: Consumers) -> Self {
+        Snapshots { consumers, ..self }
     }
 
     /// Whether something is awaited that no frame of the stream announces.
@@ -183,6 +196,12 @@ impl Snapshots {
     }
 
     fn read_next(&mut self, table: String, changes: &mut Changes) {
+        self.waits_for = self.consumers.behind();
+        if self.waits_for.is_some() {
+            self.step = Step::Ready { table };
+            self.retry_at = Some(Instant::now() + CONSUMERS_WAIT);
+            return;
+        }
         // Rows that wait to be read by key alternate with the others, so that neither waits for long.
         let keys = if self.read_by_key {
             Vec::new()
@@ -412,13 +431,16 @@ impl Snapshots {
         let Some(table) = self.step.table() else {
             return describe_waiting(&changes.position().source);
         };
-        match (changes.position().chunks.as_ref(), self.estimate) {
-            (None, _) => Some(format!(
-                "table {table}: waiting for the open transactions that write to it"
-            )),
-            (Some(chunks), Some(estimate)) => Some(format!("table {table}: {} of about {estimate} rows", chunks.rows)),
-            (Some(chunks), None) => Some(format!("table {table}: {} rows", chunks.rows)),
-        }
+        let waits_for = self.waits_for.as_ref().map_or(String::new(), |Behind { group, lag }| {
+            format!(", waiting for the consumer group {group}, which is {lag} records behind")
+        });
+        Some(match (changes.position().chunks.as_ref(), self.estimate) {
+            (None, _) => format!("table {table}: waiting for the open transactions that write to it"),
+            (Some(chunks), Some(estimate)) => {
+                format!("table {table}: {} of about {estimate} rows{waits_for}", chunks.rows)
+            }
+            (Some(chunks), None) => format!("table {table}: {} rows{waits_for}", chunks.rows),
+        })
     }
 }
 
