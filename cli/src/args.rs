@@ -9,7 +9,7 @@ mod target;
 
 pub use connect::{ConnectChange, ConnectCommand, ConnectResync, ConnectSnapshot, ConnectWait};
 pub use dlq::{Dlq, DlqCommand, DlqFilter};
-pub use profile::{ProfileCommand, ProfileShow, ProfileUse};
+pub use profile::ProfileCommand;
 pub use target::{DEFAULT_DATA, Target};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};

@@ -114,7 +114,7 @@ impl Commands<'_> {
                     fix,
                 ]);
             }
-            for table in &report.tables {
+            for table in report.tables.iter() {
                 let is_pending = report.pending_snapshots.contains(&table.table);
                 let pending = is_pending.then(|| "a requested snapshot waits until the connector runs".to_owned());
                 rows.push([

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::operations_api::{
-    DeadLettersRequest, OffsetsAction, OffsetsRequest, PATH, Position, RedriveRequest, ReplayRequest, Request,
-    TailRequest,
+    DeadLettersRequest, LagRequest, OffsetsAction, OffsetsRequest, PATH, Position, RedriveRequest, ReplayRequest,
+    Request, TailRequest,
 };
 use axum::body::Body;
 use axum::http::{Method, StatusCode};
@@ -193,7 +193,7 @@ fn operations() -> Vec<(Request, Access)> {
         (Request::Topics, Access::Viewer),
         (Request::Topic("t".to_owned()), Access::Viewer),
         (Request::Tail(tail), Access::Viewer),
-        (Request::Lag(None), Access::Viewer),
+        (Request::Lag(LagRequest::default()), Access::Viewer),
         (replay(true), Access::Viewer),
         (replay(false), Access::Operator),
         (offsets(OffsetsAction::Show), Access::Viewer),

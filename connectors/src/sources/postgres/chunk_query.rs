@@ -148,6 +148,17 @@ pub(super) fn estimate(oid: u32) -> String {
     )
 }
 
+/// The OIDs of tables, smallest table first. The sizes are those of the last VACUUM or ANALYZE.
+pub(super) fn by_size(oids: &[u32]) -> String {
+    let oids: Vec<String> = oids.iter().map(u32::to_string).collect();
+    format!(
+        "SELECT wanted.oid::text FROM unnest(ARRAY[{}]::oid[]) wanted(oid), \
+         LATERAL (SELECT relid FROM pg_partition_tree(wanted.oid) UNION SELECT wanted.oid) part, \
+         pg_class c WHERE c.oid = part.relid GROUP BY 1 ORDER BY sum(greatest(c.relpages, 0))",
+        oids.join(", ")
+    )
+}
+
 /// The transactions that have written to a table and are still in progress. They hold their locks until they end.
 pub(super) fn writers(oid: u32) -> String {
     format!(

@@ -58,6 +58,8 @@ pub(super) enum Work {
         /// The columns with which the table was read before.
         known: Vec<ColumnRecord>,
     },
+    /// Sort these tables by size.
+    Sort { oids: Vec<u32> },
     /// Read a chunk of the prepared table, this time after the low watermark.
     Read { range: Range, settle: Duration },
 }
@@ -73,6 +75,8 @@ pub(super) struct Reply {
 #[derive(Debug)]
 pub(super) enum Outcome {
     Prepared(Box<Prepared>),
+    /// The OIDs of the tables, smallest table first.
+    Sorted(Vec<u32>),
     /// The table cannot be read.
     Unsuitable(Unsuitable),
     Chunk(ChunkRows),
@@ -180,12 +184,19 @@ impl Reading {
                     table,
                     published,
                     known,
-                } => self.prepare(&table, published, &known).await,
-                Work::Read { range, settle } => self.read(number, &range, settle).await.map_err(Failure::Other),
+                } => {
+                    let prepared = self.prepare(&table, published, &known).await;
+                    prepared.map(|prepared| prepared.map(|prepared| Outcome::Prepared(Box::new(prepared))))
+                }
+                Work::Sort { oids } => self.sort(&oids).await.map(|oids| Some(Outcome::Sorted(oids))),
+                Work::Read { range, settle } => {
+                    let read = self.read(number, &range, settle).await;
+                    read.map(|()| None).map_err(Failure::Other)
+                }
             };
             // After an error, the connection was dropped: a transaction may be open.
             let result = match result {
-                Ok(Some(prepared)) => Outcome::Prepared(Box::new(prepared)),
+                Ok(Some(outcome)) => outcome,
                 Ok(None) => continue,
                 Err(Failure::Unsuitable(unsuitable)) => Outcome::Unsuitable(unsuitable),
                 Err(Failure::Other(error)) => Outcome::Failed(error),
@@ -211,6 +222,16 @@ impl Reading {
                 Ok(sql)
             }
         }
+    }
+
+    async fn sort(&mut self, oids: &[u32]) -> Result<Vec<u32>, Failure> {
+        let sql = self.connect().await?;
+        let rows = sql
+            .rows("read the sizes of the tables", &chunk_query::by_size(oids))
+            .await?;
+        self.sql = Some(sql);
+        let oids = rows.iter().filter_map(|row| row.try_get(0).ok().flatten());
+        Ok(oids.filter_map(|text: &str| text.parse().ok()).collect())
     }
 
     async fn prepare(
@@ -296,7 +317,7 @@ impl Reading {
         })
     }
 
-    async fn read(&mut self, number: u64, range: &Range, settle: Duration) -> Result<Option<Prepared>> {
+    async fn read(&mut self, number: u64, range: &Range, settle: Duration) -> Result<()> {
         let sql = self.connect().await?;
         let Some(prepared) = self.prepared.as_mut() else {
             return Err(bug("no table is prepared"));
@@ -322,7 +343,7 @@ impl Reading {
         );
         sql.run("write a watermark", &statement).await?;
         self.sql = Some(sql);
-        Ok(None)
+        Ok(())
     }
 }
 

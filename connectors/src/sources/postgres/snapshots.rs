@@ -47,6 +47,8 @@ const AUTOMATIC_WITHIN: Duration = Duration::from_mins(10);
 #[derive(Debug)]
 enum Step {
     Idle,
+    /// The reader sorts the tables.
+    Sorting,
     /// The reader prepares the table.
     Preparing {
         table: String,
@@ -70,7 +72,7 @@ enum Step {
 impl Step {
     fn table(&self) -> Option<&str> {
         match self {
-            Step::Idle => None,
+            Step::Idle | Step::Sorting => None,
             Step::Preparing { table }
             | Step::Prepared { table, .. }
             | Step::Ready { table }
@@ -99,6 +101,8 @@ pub(super) struct Snapshots {
     estimate: Option<u64>,
     /// When snapshots of a table were taken without a request.
     automatic: BTreeMap<TableName, Vec<Instant>>,
+    /// The OIDs of the tables, smallest table first, as of the last time that a table was added; empty if unknown.
+    sorted: Vec<u32>,
     consumers: Consumers,
     /// The consumer that the next chunk waits for.
     waits_for: Option<Behind>,
@@ -119,6 +123,7 @@ impl Snapshots {
             rejected: 0,
             estimate: None,
             automatic: BTreeMap::new(),
+            sorted: Vec::new(),
             consumers: Consumers::default(),
             waits_for: None,
         }
@@ -131,7 +136,7 @@ impl Snapshots {
 
     /// Whether something is awaited that no frame of the stream announces.
     pub(super) fn is_waiting(&self) -> bool {
-        matches!(self.step, Step::Preparing { .. } | Step::Ready { .. })
+        matches!(self.step, Step::Sorting | Step::Preparing { .. } | Step::Ready { .. })
     }
 
     /// Requests snapshots of tables that need one and may be read without a request.
@@ -168,7 +173,8 @@ impl Snapshots {
         false
     }
 
-    /// Chooses the next table and lets the reader prepare it.
+    /// Chooses the next table and lets the reader prepare it: the smallest one, because the changes of a table are published
+    /// only from the beginning of its snapshot on.
     fn choose(&mut self, changes: &Changes) {
         let source = &changes.position().source;
         let running = source.running_snapshot().map(|(table, ..)| table);
@@ -179,7 +185,18 @@ impl Snapshots {
             is_known(record) && record.snapshot == Some(TableSnapshot::Wanted)
         };
         let declared = self.declaration.tables.iter().map(|table| table.name.as_str());
-        let Some(table) = running.or_else(|| declared.into_iter().find(|table| is_next(table))) else {
+        let mut wanted: Vec<&str> = declared.filter(is_next).collect();
+        let oid = |table: &str| source.table(table).map_or(0, |record| record.oid);
+        let is_sorted = |table: &&str| self.sorted.contains(&oid(table));
+        if running.is_none() && wanted.len() > 1 && !wanted.iter().all(is_sorted) {
+            let oids = wanted.iter().map(|table| oid(table)).collect();
+            if self.send(Work::Sort { oids }) {
+                self.step = Step::Sorting;
+            }
+            return;
+        }
+        wanted.sort_by_key(|table| self.sorted.iter().position(|sorted| *sorted == oid(table)));
+        let Some(table) = running.or_else(|| wanted.first().copied()) else {
             return;
         };
         let record = source.table(table);
@@ -254,6 +271,9 @@ impl Snapshots {
                         Step::Prepared { table, prepared }
                     };
                 }
+                (chunk_reader::Outcome::Sorted(oids), Step::Sorting) => {
+                    self.sorted_as(&oids, changes);
+                }
                 (chunk_reader::Outcome::Chunk(rows), Step::Reading { table, .. }) => {
                     self.step = Step::Reading {
                         table,
@@ -269,8 +289,23 @@ impl Snapshots {
         }
     }
 
+    /// Notes the order of the tables. Those of which the database knows nothing come last, in the order of their
+    /// declarations.
+    fn sorted_as(&mut self, oids: &[u32], changes: &Changes) {
+        let source = &changes.position().source;
+        let declared = self.declaration.tables.iter();
+        let all = declared.filter_map(|table| Some(source.table(table.name.as_str())?.oid));
+        let unknown = all.filter(|oid| !oids.contains(oid));
+        self.sorted = oids.iter().copied().chain(unknown).collect();
+    }
+
     /// Retries after a failed command. If the server rejects it again and again, the snapshot fails.
     fn failed(&mut self, error: Error, step: Step, changes: &mut Changes) {
+        if matches!(step, Step::Sorting) {
+            let connector = &self.declaration.connector;
+            tracing::warn!(%connector, error = service::chain(&error), "tables not sorted by size, the declared order is used");
+            return self.sorted_as(&[], changes);
+        }
         let Some(table) = step.table().map(str::to_owned) else {
             return;
         };
