@@ -455,7 +455,12 @@ fn of_publication(operation: &mut Operation, table: &Table, names: &str) {
             operation.repair.push(alter(&format!("SET TABLE {names}")));
         }
         Kind::ColumnList => {
-            operation.causes = &["no longer contains column", "removed from the publication"];
+            // SET TABLE with another column list removes the table and adds it again.
+            operation.causes = &[
+                "no longer contains column",
+                "removed from the publication",
+                "was removed from publication",
+            ];
             let columns = table.key.join(", ");
             operation
                 .statements
