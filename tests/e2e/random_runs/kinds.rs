@@ -109,6 +109,11 @@ impl Kind {
         matches!(self, Kind::DeclareColumn | Kind::DropColumn | Kind::RenameColumn)
     }
 
+    /// Whether its unit may be equal although a cause is expected.
+    pub fn is_report_optional(self) -> bool {
+        matches!(self, Kind::RowLevelSecurity | Kind::TextToVarchar)
+    }
+
     /// Whether it can be applied to a table.
     pub fn applies(self, table: &Table, superuser: bool) -> bool {
         let partitions = table.partitions.as_ref().map(|p| p.attached.len());

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(90);
 /// How long that must remain so. The connector compares its tables every second.
 const STEADY: Duration = Duration::from_millis(2_500);
+/// How long a table that has to be reported may be equal and not reported, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Maximum time until a command of an operator is accepted, for example while a process starts.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// Kinds of changes whose failures are known defects, with the reason. They are counted separately.
@@ -326,7 +328,11 @@ impl<'s> Run<'s> {
             }
             let is_settled = is_stable && oracle::judge(operations, &observed).failures.is_empty();
             since = is_settled.then(|| since.unwrap_or_else(Instant::now));
-            if since.is_some_and(|since| since.elapsed() >= STEADY) {
+            let required = match oracle::awaits_report(operations, &observed) {
+                true => PATIENCE,
+                false => STEADY,
+            };
+            if since.is_some_and(|since| since.elapsed() >= required) {
                 return Ok(observed);
             }
         }
