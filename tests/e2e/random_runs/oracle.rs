@@ -424,6 +424,17 @@ mod tests {
     }
 
     #[test]
+    fn expected_report_is_awaited() {
+        let operations = [operation(&["was renamed"])];
+        assert!(awaits_report(&operations, &observed(false, None)));
+        assert!(!awaits_report(
+            &operations,
+            &observed(true, Some("table t0 was renamed"))
+        ));
+        assert!(!awaits_report(&[operation(&[])], &observed(false, None)));
+    }
+
+    #[test]
     fn other_table_that_is_stopped_is_a_failure() {
         let mut observed = observed(false, None);
         observed.tables[1] = TableState {
