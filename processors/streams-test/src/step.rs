@@ -4,7 +4,7 @@ use event_log::{Header, Millis, NewRecord, Offset, OutBatch, RecordBatch, Timest
 use state_store::{MemoryStore, SharedStore};
 use std::sync::Arc;
 use streams::testing::{ManualTask, STORE_SPACES};
-use streams::{Context, Processor, Result, State};
+use streams::{Context, Processor, RejectedTimer, Result, State};
 
 /// A record that a processor sent, owned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +96,20 @@ impl StepDriver {
         self.task.fire_timers(context, &mut |timer, state, output| {
             processor.on_timer(context, timer, state, output)
         })
+    }
+
+    /// Sets the wall clock, and treats the timers that are due as if the log or the store had rejected their effects.
+    ///
+    /// # Errors
+    /// An error of `on_rejected_timer` or the store, or a state write that every store rejects.
+    pub fn reject_timers(&mut self, now: Millis) -> Result<Vec<RejectedTimer>> {
+        self.now = now;
+        let (context, processor, mut reactions) = (self.context(), &mut self.processor, Vec::new());
+        self.task.fire_timers(context, &mut |timer, state, output| {
+            reactions.push(processor.on_rejected_timer(context, timer, state, output)?);
+            Ok(())
+        })?;
+        Ok(reactions)
     }
 
     /// Commits, and returns the records that were sent since the last commit.

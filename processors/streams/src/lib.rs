@@ -37,7 +37,7 @@ pub use api::application::{
 pub use api::context::{Context, InputTopic, TaskId, TaskInfo, changelog_topic};
 pub use api::error::{Error, FormatError, Result};
 pub use api::output::{Output, Stage};
-pub use api::processor::Processor;
+pub use api::processor::{Processor, RejectedTimer};
 pub use api::state::State;
 pub use api::timer::{Timer, TimerClock};
 pub use clock::{Clock, ProcessClock};

@@ -16,7 +16,7 @@ use crate::admin::status::Cause;
 use crate::api::context::{Context, InputTopic, TaskId};
 use crate::api::error::Result;
 use crate::api::output::{Body, Output, Stage};
-use crate::api::processor::Processor;
+use crate::api::processor::{Processor, RejectedTimer};
 use crate::api::state::State;
 use crate::api::timer::{Timer, TimerClock};
 use crate::plan::Sub;
@@ -420,7 +420,9 @@ impl Task {
             let poison = bisection.and_then(|bisection| bisection.poison(timer));
             match (poison, input) {
                 (Some(poison), Some(input)) => {
-                    output.dead_letter_of_timer(input, timer, &poison.reason);
+                    if processor.on_rejected_timer(context, timer, state, output)? == RejectedTimer::DeadLetter {
+                        output.dead_letter_of_timer(input, timer, &poison.reason);
+                    }
                     Ok(())
                 }
                 _ => processor.on_timer(context, timer, state, output),

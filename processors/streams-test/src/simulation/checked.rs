@@ -8,7 +8,7 @@ use event_log::{RecordRef, RecordSlice, TopicPartition};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use streams::testing::scan_all;
-use streams::{CHANGELOG_VERSION, COMMIT_RECORD_KEY, Context, Output, Processor, Result, State, Timer};
+use streams::{CHANGELOG_VERSION, COMMIT_RECORD_KEY, Context, Output, Processor, RejectedTimer, Result, State, Timer};
 
 /// A processor whose state is checked.
 pub struct Checked {
@@ -83,6 +83,16 @@ impl Processor for Checked {
 
     fn on_timer(&mut self, context: Context, timer: &Timer, state: &mut State, output: &mut Output) -> Result<()> {
         self.inner.on_timer(context, timer, state, output)
+    }
+
+    fn on_rejected_timer(
+        &mut self,
+        context: Context,
+        timer: &Timer,
+        state: &mut State,
+        output: &mut Output,
+    ) -> Result<RejectedTimer> {
+        self.inner.on_rejected_timer(context, timer, state, output)
     }
 
     fn before_commit(&mut self, context: Context, state: &mut State, output: &mut Output) -> Result<()> {

@@ -7,6 +7,15 @@ use crate::api::state::State;
 use crate::api::timer::Timer;
 use event_log::{RecordRef, RecordSlice};
 
+/// What happens to a timer whose effects were rejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RejectedTimer {
+    /// A dead letter is written for it.
+    DeadLetter,
+    /// The processor has set it again, with less to do.
+    Retried,
+}
+
 /// Code of a stream processor. The runtime creates one instance per task and calls it on one thread at a time.
 /// `docs/examples` contains a complete example.
 ///
@@ -24,7 +33,7 @@ use event_log::{RecordRef, RecordSlice};
 /// | [`Output::dead_letter`] is called | the record is written to `<topic>.dlq` in the same commit; processing continues |
 /// | `prepare` fails with [`event_log::ErrorAction::Retry`] | the task pauses for 100 ms up to 5 s and retries; other tasks continue |
 /// | `prepare` fails otherwise; `process`, `on_timer` or `before_commit` fails | the transaction is aborted and the task stops; readiness shows the reason; other tasks continue; a restart retries |
-/// | output exceeds `max.message.bytes`, or a state key exceeds the store's limit | the batch is bisected until the record is found, which becomes a dead letter ([`Processor::on_dead_letter`]); a timer is handled the same way, and the dead letter names the timer |
+/// | output exceeds `max.message.bytes`, or a state key exceeds the store's limit | the batch is bisected until the record is found, which becomes a dead letter ([`Processor::on_dead_letter`]); a timer is handled the same way ([`Processor::on_rejected_timer`]), and the dead letter names the timer |
 /// | an output topic does not exist | the task stops, readiness names the topic, and the task retries every 10 seconds |
 /// | panic | the process ends; after a restart it continues from the last commit |
 ///
@@ -75,6 +84,22 @@ pub trait Processor: Send {
     /// Any error stops the task.
     fn on_timer(&mut self, _context: Context, _timer: &Timer, _state: &mut State, _output: &mut Output) -> Result<()> {
         Ok(())
+    }
+
+    /// Called instead of `on_timer` for a timer whose output or state the log or the store rejected, alone in its
+    /// transaction. A processor that does less in its next step can find the cause by itself: it sets the timer again and
+    /// returns [`RejectedTimer::Retried`].
+    ///
+    /// # Errors
+    /// Any error stops the task.
+    fn on_rejected_timer(
+        &mut self,
+        _context: Context,
+        _timer: &Timer,
+        _state: &mut State,
+        _output: &mut Output,
+    ) -> Result<RejectedTimer> {
+        Ok(RejectedTimer::DeadLetter)
     }
 
     /// Called once before each commit in which this task takes part: the last opportunity to write state or output in this

@@ -6,8 +6,8 @@ use crate::ThreadDriver;
 use event_log::{OutRecord, RecordSlice};
 use std::sync::Arc;
 use streams::{
-    Application, Context, Factory, FirstStart, Output, ProcessingGuarantee, Processor, Result, State, SubTopology,
-    TaskInfo, Timer, TimerClock,
+    Application, Context, Factory, FirstStart, Output, ProcessingGuarantee, Processor, RejectedTimer, Result, State,
+    SubTopology, TaskInfo, Timer, TimerClock,
 };
 
 #[test]
@@ -86,12 +86,26 @@ impl Processor for Later {
         match value {
             "state" => state.put(b"[\"x\"]", noise(1_200_000)),
             "key" => state.put(b"", vec![1]),
-            "out" | "now" if key.starts_with("bad") => Later::send(output, "out", &"x".repeat(4000)),
+            "out" | "now" | "split" if key.starts_with("bad") => Later::send(output, "out", &"x".repeat(4000)),
             "nowhere" => Later::send(output, "nowhere", key),
             _ => {}
         }
         Later::send(output, "out", &format!("{key} fired"));
         Ok(())
+    }
+
+    fn on_rejected_timer(
+        &mut self,
+        context: Context,
+        timer: &Timer,
+        state: &mut State,
+        _: &mut Output,
+    ) -> Result<RejectedTimer> {
+        let Some(key) = timer.key.strip_suffix(" split") else {
+            return Ok(RejectedTimer::DeadLetter);
+        };
+        state.set_timer(Timer::new(TimerClock::Wall, context.now + 1, format!("{key} later")));
+        Ok(RejectedTimer::Retried)
     }
 }
 
@@ -170,6 +184,18 @@ fn timer_with_rejected_output_is_isolated() {
         settle(&mut thread, &harness.clock);
         assert_eq!(sent(&harness).len(), want.len());
     }
+}
+
+#[test]
+fn rejected_timer_that_its_processor_splits_is_no_dead_letter() {
+    let harness = Harness::new();
+    harness.append(0, &[("a", "later"), ("bad", "split"), ("b", "later")]);
+    let mut thread = harness.try_start(&application(), "one").unwrap();
+    fire_all(&harness, &mut thread);
+    let mut found = sent(&harness);
+    found.sort_unstable();
+    assert_eq!(found, ["a", "a fired", "b", "b fired", "bad", "bad fired"]);
+    assert_eq!(harness.records("in.dlq", 0).len(), 0);
 }
 
 #[test]
