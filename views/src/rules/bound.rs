@@ -8,14 +8,14 @@ use super::{Piece, Relation, ViewOutputs, ViewRule};
 use crate::partition_of;
 use schemas::codec::{Datum, DecodeError, ProjectError, Projection, Row};
 use schemas::device_json;
-use schemas::schema::{Field, Kind, Schema, SchemaError};
+use schemas::schema::{Field, Kind, Schema, SchemaError, TypeId};
 use std::borrow::Cow;
 use std::sync::Arc;
 use topology::expr::EvalError;
 use topology::template::{BUCKET_BYTES_MAX, escape_into};
 
 /// PostgreSQL omits an unchanged value only if it is stored out of line (TOAST), where a pointer of 18 bytes replaces
-/// it. Shorter values are always sent, so they need not be kept.
+/// it. Shorter texts and bytes are always sent, so they need not be kept.
 const KEPT_BYTES_MIN: usize = 18;
 
 /// Why rules cannot be bound to a schema.
@@ -84,7 +84,7 @@ pub struct Bound {
 pub struct Kept {
     /// Column.
     pub name: String,
-    /// Value.
+    /// Value. That of an array is its type, a zero byte, and its Avro encoding.
     pub value: Vec<u8>,
     /// Where the value begins in the Avro body of the row; `None` if it is not in the body.
     pub at: Option<usize>,
@@ -156,7 +156,7 @@ impl Bound {
     }
 
     /// Replaces the columns that the source omitted as unchanged with their kept values. Returns false if there were any.
-    fn merge<'k>(&self, row: &mut Row<'k>, kept: &'k [Kept]) -> Result<bool, EvaluateError> {
+    fn merge<'k>(&'k self, row: &mut Row<'k>, kept: &'k [Kept]) -> Result<bool, EvaluateError> {
         let mut complete = true;
         let listed = self.relation.unchanged.and_then(|at| row.get(at));
         let Some(names) = listed.and_then(Datum::as_array).map(<[Datum<'_>]>::to_vec) else {
@@ -170,31 +170,54 @@ impl Bound {
             let missing = || EvaluateError::Missing {
                 column: name.to_owned(),
             };
-            let Some(Kept { value, .. }) = kept.iter().find(|kept| kept.name == name) else {
+            let kept = kept.iter().find(|kept| kept.name == name);
+            let Some(datum) = kept.and_then(|kept| self.kept_datum(column, &kept.value)) else {
                 if self.relation.columns.get(at).is_some_and(Option::is_some) {
                     return Err(missing());
                 }
                 continue;
             };
-            let slot = row.get_mut(at).ok_or_else(missing)?;
+            *row.get_mut(at).ok_or_else(missing)? = datum;
             complete = false;
-            *slot = match std::str::from_utf8(value) {
-                Ok(text) if !self.is_bytes(column) => Datum::Str(text),
-                _ => Datum::Bytes(value),
-            };
         }
         Ok(complete)
+    }
+
+    /// A kept value as a value of its column; `None` if the column has another type than when the value was kept.
+    fn kept_datum<'k>(&'k self, column: &Field, value: &'k [u8]) -> Option<Datum<'k>> {
+        let schema = &self.relation.schema;
+        let ty = schema.required(column.ty);
+        match (&schema.ty(ty).kind, std::str::from_utf8(value)) {
+            (Kind::Array(_), _) => {
+                let encoded = value.strip_prefix(self.array_prefix(ty).as_slice())?;
+                schema.decode_value(ty, encoded).ok()
+            }
+            (Kind::Bytes, _) | (_, Err(_)) => Some(Datum::Bytes(value)),
+            (_, Ok(text)) => Some(Datum::Str(text)),
+        }
+    }
+
+    /// The start of a kept array: its type. It is followed by the Avro encoding, which does not contain the type.
+    fn array_prefix(&self, ty: TypeId) -> Vec<u8> {
+        let mut prefix = self.relation.schema.describe(ty).into_bytes();
+        prefix.push(0);
+        prefix
+    }
+
+    /// The value of an array column to keep. The source may omit an array of any length: PostgreSQL's header of an array
+    /// is longer than a TOAST pointer.
+    fn kept_array(&self, column: &Field, array: &Datum<'_>) -> Option<Vec<u8>> {
+        let schema = &self.relation.schema;
+        let ty = schema.required(column.ty);
+        let mut value = self.array_prefix(ty);
+        schema.encode_value(ty, array, &mut value).ok()?;
+        Some(value)
     }
 
     /// All declared columns with their indexes.
     fn columns(&self) -> impl Iterator<Item = (usize, &Field)> {
         let columns = self.relation.schema.fields().iter().enumerate();
         columns.filter(|(at, _)| Some(*at) != self.relation.unchanged)
-    }
-
-    fn is_bytes(&self, column: &Field) -> bool {
-        let schema = &self.relation.schema;
-        matches!(schema.ty(schema.required(column.ty)).kind, Kind::Bytes)
     }
 
     fn keep(&self, row: &Row<'_>, body: &[u8]) -> Vec<Kept> {
@@ -204,6 +227,13 @@ impl Bound {
             let value = match row.get(at)? {
                 Datum::Str(text) => text.as_bytes(),
                 Datum::Bytes(bytes) => bytes,
+                array @ Datum::Array(items) if !items.is_empty() => {
+                    return Some(Kept {
+                        name: column.column().to_owned(),
+                        value: self.kept_array(column, array)?,
+                        at: None,
+                    });
+                }
                 _ => return None,
             };
             (value.len() > KEPT_BYTES_MIN).then(|| Kept {

@@ -111,3 +111,31 @@ fn column_of_type_null_is_null() {
     feed(&mut harness, 1, 5, &[Datum::Str("me"), Datum::Null]);
     assert_eq!(row(&harness), Some("{\"amount\":null}"));
 }
+
+const WITH_ARRAY: &str = r#"{"type":"record","name":"t","fields":[
+    {"name":"owner","type":"string"},
+    {"name":"tags","type":["null",{"type":"array","items":["null","string"]}],"default":null},
+    {"name":"_unchanged","type":["null",{"type":"array","items":"string"}],"default":null}]}"#;
+
+#[test]
+fn unchanged_array_has_its_earlier_value() {
+    let mut harness = Harness::with(WITH_ARRAY, |id| (id == 0).then_some(WITH_ARRAY));
+    let mut feed = |position: u64, tags: Datum<'_>, unchanged: Datum<'_>| {
+        let mut value = Vec::new();
+        schemas::wire::frame(SchemaId(0), &mut value);
+        let schema = Schema::parse(WITH_ARRAY).unwrap();
+        schema.encode(&[Datum::Str("me"), tags, unchanged], &mut value).unwrap();
+        harness.record("[\"t\",1]", Some(tx(1, position)), None, Some(&value));
+        (row(&harness).map(str::to_owned), harness.stale)
+    };
+    let is_omitted = || Datum::Array(vec![Datum::Str("tags")]);
+    let shown = |text: &str| (Some(text.to_owned()), false);
+    let tags = Datum::Array(vec![Datum::Str("a"), Datum::Null, Datum::Str("b")]);
+    assert_eq!(feed(1, tags, Datum::Null), shown(r#"{"tags":["a",null,"b"]}"#));
+    for position in 2..4 {
+        let omitted = feed(position, Datum::Array(vec![]), is_omitted());
+        assert_eq!(omitted, shown(r#"{"tags":["a",null,"b"]}"#));
+    }
+    assert_eq!(feed(4, Datum::Array(vec![]), Datum::Null), shown(r#"{"tags":[]}"#));
+    assert!(feed(5, Datum::Null, is_omitted()).1, "no value is known");
+}
