@@ -30,8 +30,6 @@ pub enum Effect {
     Removed,
     /// The state does not have the necessary columns or rows. The view is stale until a snapshot.
     NeedsSnapshot,
-    /// The rows are not removed, because no task reads their source any more.
-    Kept,
 }
 
 impl Effect {
@@ -43,13 +41,12 @@ impl Effect {
             Effect::Rebuilt => "rebuilt",
             Effect::Removed => "removed",
             Effect::NeedsSnapshot => "needs snapshot",
-            Effect::Kept => "kept",
         }
     }
 
     /// Whether the change does not complete by itself.
     pub fn needs_action(self) -> bool {
-        matches!(self, Effect::NeedsSnapshot | Effect::Kept)
+        matches!(self, Effect::NeedsSnapshot)
     }
 }
 
@@ -83,7 +80,10 @@ fn change_of(old: &Topology, new: &Topology, view: &View) -> ViewChange {
     let snapshot = snapshot_command(new, view.input);
     let topic = new.topic_of(view.input);
     if !old.views.iter().any(|view| old.topic_of(view.input) == topic) {
-        let reason = format!("no view read {topic} before, so it is read from its start");
+        let reason = format!(
+            "no view of the old topology reads {topic}, so it is read from its start; if an earlier topology had views \
+             of it, they need a snapshot"
+        );
         return of(Effect::Filled, reason, None);
     }
     if !old.views.iter().any(|view| view.input == input) {
@@ -121,18 +121,16 @@ fn change_of(old: &Topology, new: &Topology, view: &View) -> ViewChange {
 fn removal_of(old: &Topology, new: &Topology, view: &View) -> ViewChange {
     let (from, topic) = (old.from_of(view.input), old.topic_of(view.input));
     let is_read = new.views.iter().any(|view| new.topic_of(view.input) == topic);
-    let (effect, reason, fix) = if is_read {
-        (Effect::Removed, "the view does not exist any more".to_owned(), None)
+    let reason = if is_read {
+        "the view does not exist any more".to_owned()
     } else {
-        let reason = format!("no view reads {topic} any more, so nothing removes the rows of `{from}`");
-        let fix = format!("keep a view of another table of {topic} until the rows are removed");
-        (Effect::Kept, reason, Some(fix))
+        format!("no view reads {topic} any more; keep the topic until the rows of `{from}` are removed")
     };
     ViewChange {
         view: view.name.to_string(),
-        effect,
+        effect: Effect::Removed,
         reason,
-        fix,
+        fix: None,
     }
 }
 
@@ -286,10 +284,10 @@ fields = ["id", "status", "note"]
     }
 
     #[test]
-    fn rows_of_the_last_view_of_a_source_are_kept() {
+    fn rows_of_the_last_view_of_a_source_are_removed() {
         let none = BASE.split("[[view]]").next().unwrap();
         let all = effects(BASE, none);
-        assert!(matches!(all.as_slice(), [(_, Effect::Kept, Some(_))]), "{all:?}");
+        assert!(matches!(all.as_slice(), [(_, Effect::Removed, None)]), "{all:?}");
         assert_eq!(effects(none, BASE)[0].1, Effect::Filled);
     }
 }

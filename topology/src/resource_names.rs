@@ -105,6 +105,13 @@ impl Names {
         self.with(&format!("edge.{node}"))
     }
 
+    /// The input topic to which a changelog of sync-views belongs; `None` for any other topic.
+    pub fn sync_views_input(&self, changelog: &str) -> Option<String> {
+        let local = changelog.strip_prefix(&self.with(SYNC_VIEWS))?.strip_prefix('.')?;
+        let suffix = format!(".changelog.{}", crate::wiring::SYNC_VIEWS_STORE);
+        local.strip_suffix(&suffix).map(|input| self.with(input))
+    }
+
     /// Changelog topic of a store of an application, named by [`Names::application`] or [`Names::sync_views`].
     pub fn changelog(application: &str, store: &str) -> String {
         format!("{application}.changelog.{store}")
@@ -200,6 +207,23 @@ mod tests {
             assert_eq!(Names::owning(&name), Some(shop.clone()));
         }
         assert!(of_stage.iter().all(|name| !name.starts_with(&shop.prefix())));
+    }
+
+    #[test]
+    fn changelog_of_sync_views_names_its_input() {
+        let names = Names::of("shop");
+        for input in [names.change("db"), names.event("a.b"), names.processor("totals")] {
+            let changelog = Names::changelog(&names.sync_views(&input), crate::wiring::SYNC_VIEWS_STORE);
+            assert_eq!(names.sync_views_input(&changelog), Some(input));
+            assert_eq!(Names::of("shop2").sync_views_input(&changelog), None);
+        }
+        for other in [
+            "shop.change.db",
+            "shop.totals.changelog.rows",
+            "shop.sync-views.change.db",
+        ] {
+            assert_eq!(names.sync_views_input(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -21,8 +21,48 @@ pub fn start(context: &Context, rules: &Rules) {
     processor::start(context, "sync-views schemas", config, None, move || {
         let schemas = register_schemas(&prepared)?;
         let horizon_ms = horizon_ms(&prepared)?;
-        Ok(applications(&prepared, &rules, schemas, horizon_ms))
+        let inputs: Vec<Arc<SourceRules>> = rules.sources().to_vec();
+        let unread = unread_inputs(&prepared, &inputs)?;
+        let settings = Settings {
+            partitions: rules.partitions(),
+            schemas,
+            horizon_ms,
+        };
+        Ok(applications(&prepared, inputs.into_iter().chain(unread), settings))
     });
+}
+
+/// What the applications of all inputs have in common.
+#[derive(Clone, Copy)]
+struct Settings {
+    /// Partition count of `view.log`.
+    partitions: i32,
+    schemas: SchemaIds,
+    horizon_ms: i64,
+}
+
+/// Inputs that no view reads any more. Their rows are still in the state, so their applications remove them from devices
+/// and from the state.
+fn unread_inputs(context: &Context, read: &[Arc<SourceRules>]) -> Result<Vec<Arc<SourceRules>>> {
+    let (topics, names) = (context.backends.log.topics()?, &context.names);
+    let inputs = topics.iter().filter_map(|topic| names.sync_views_input(topic));
+    let unread = inputs.filter(|input| read.iter().all(|rules| rules.topic() != input));
+    let mut rules = Vec::new();
+    for input in unread {
+        if !topics.contains(&input) {
+            tracing::warn!(
+                input,
+                "the input of views that were removed does not exist; its rows stay on devices"
+            );
+            continue;
+        }
+        let event = match names.local(&input).split_once('.') {
+            Some(("change", _)) | None => None,
+            Some((_, name)) => Some(name.to_owned()),
+        };
+        rules.push(Arc::new(SourceRules::new(input, event, Vec::new())));
+    }
+    Ok(rules)
 }
 
 fn register_schemas(context: &Context) -> Result<SchemaIds> {
@@ -49,8 +89,16 @@ fn horizon_ms(context: &Context) -> Result<i64> {
     Ok(retention - DAY_MS.min(retention / 7))
 }
 
-fn applications(context: &Context, rules: &Rules, schemas: SchemaIds, horizon_ms: i64) -> Vec<Application> {
-    let partitions = rules.partitions();
+fn applications(
+    context: &Context,
+    inputs: impl Iterator<Item = Arc<SourceRules>>,
+    settings: Settings,
+) -> Vec<Application> {
+    let Settings {
+        partitions,
+        schemas,
+        horizon_ms,
+    } = settings;
     let fetch = processor::fetch_schema(context.backends.registry.clone());
     let view_log: Arc<str> = context.names.view_log().into();
     let sub_topology = |source: &Arc<SourceRules>| {
@@ -80,9 +128,9 @@ fn applications(context: &Context, rules: &Rules, schemas: SchemaIds, horizon_ms
             }),
         }
     };
-    let application = |source: &Arc<SourceRules>| Application {
+    let application = |source: Arc<SourceRules>| Application {
         name: context.names.sync_views(source.topic()),
-        subtopologies: vec![sub_topology(source)],
+        subtopologies: vec![sub_topology(&source)],
     };
-    rules.sources().iter().map(application).collect()
+    inputs.map(application).collect()
 }
