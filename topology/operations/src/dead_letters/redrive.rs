@@ -312,7 +312,10 @@ impl Writer {
             value: record.value(),
         };
         let own = letter.own_headers().filter(|(name, _)| *name != REPLAYED);
-        self.records.push(out, own.chain(added));
+        // Other applications that read the topic have processed the record, and ignore it.
+        let application = letter.record.header(errors::CONNECTOR_NAME);
+        let application = application.map(|name| (errors::CONNECTOR_NAME, Some(name)));
+        self.records.push(out, own.chain(added).chain(application));
         if self.records.len() >= BATCH_RECORDS || self.records.byte_len() >= BATCH_BYTES {
             self.commit()?;
         }

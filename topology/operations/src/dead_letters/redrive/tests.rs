@@ -183,7 +183,7 @@ fn record_is_written_to_its_original_partition_exactly_once() {
     assert_eq!((outcome.redriven, outcome.refused), (2, 0));
     assert_eq!(outcome.offsets_done, outcome.offsets_total);
     let expected = "tx={} __connect.errors.topic=shop.change.shop __connect.errors.partition=1 \
-                    __connect.errors.offset=4 replayed=redrive";
+                    __connect.errors.offset=4 replayed=redrive __connect.errors.connector.name=shop.sync-views";
     assert_eq!(
         harness.redriven(1),
         [("[\"orders\",\"4\"]".to_owned(), expected.to_owned())]
@@ -231,6 +231,8 @@ fn record_that_fails_again_keeps_its_original_offset() {
         "{headers}"
     );
     assert_eq!(headers.matches("__connect.errors.topic").count(), 1);
+    let application = "__connect.errors.connector.name=shop.sync-views";
+    assert_eq!(headers.matches(application).count(), 1, "only it processes the record");
 }
 
 #[test]
