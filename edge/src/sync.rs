@@ -28,6 +28,9 @@ use views::{Bucket, DeltaRequest, DeltaResult, Page, Replica, delta};
 /// How long a poll waits for a replica that is behind the cursor. Longer than one edge is normally behind another.
 const BEHIND_WAIT: Duration = Duration::from_secs(1);
 
+/// Time between polls of a device that waits for the first snapshot of a view.
+const LOADING_POLL_MS: u64 = 2_000;
+
 /// Decides which buckets a principal may read.
 pub trait Memberships: Send + Sync {
     /// The buckets that this principal may read now. A bucket may occur more than once.
@@ -36,8 +39,10 @@ pub trait Memberships: Send + Sync {
     /// Why the claims cannot be used, such as too many buckets. The device receives this text.
     fn readable(&self, identity: &Identity) -> Result<Vec<Bucket>, String>;
 
-    /// Hash of the scopes of all buckets. Equal on all edges that run the same topology.
-    fn scopes(&self) -> u64;
+    /// The views of these buckets whose tables have a first snapshot. A device has no complete state before it has ended.
+    fn snapshot_views(&self, _readable: &[Bucket]) -> Vec<Arc<str>> {
+        Vec::new()
+    }
 
     /// Partition count of `view.log`.
     fn partitions(&self) -> i32;
@@ -49,8 +54,8 @@ impl Memberships for Rules {
             .map_err(|e| e.to_string())
     }
 
-    fn scopes(&self) -> u64 {
-        Rules::scopes(self)
+    fn snapshot_views(&self, readable: &[Bucket]) -> Vec<Arc<str>> {
+        Rules::snapshot_views(self, readable)
     }
 
     fn partitions(&self) -> i32 {
@@ -99,6 +104,7 @@ pub enum SyncResponse {
 struct VerifiedPoll<'a> {
     owner: Owner,
     readable: Arc<Vec<Bucket>>,
+    snapshot_views: Arc<[Arc<str>]>,
     cursor: Option<Cursor>,
     expires_ms: i64,
     request: &'a SyncRequest,
@@ -133,6 +139,7 @@ impl Polls {
         let owner = Owner::new(&identity.principal.to_string(), device.as_str());
         let mut poll = VerifiedPoll {
             owner,
+            snapshot_views: self.context.memberships.snapshot_views(&readable).into(),
             readable: Arc::new(readable),
             cursor: self.open(request.cursor.as_deref()),
             expires_ms: identity.expires_ms,
@@ -182,7 +189,7 @@ impl Polls {
             match (self.read_delta(poll, patient).await?, &listener) {
                 (PollStep::Respond(response), _) => return Ok(response),
                 (PollStep::NotReady(error), _) => return Err(error),
-                (PollStep::NotModified, Some(listener)) if patient => {
+                (PollStep::NotModified | PollStep::Loading, Some(listener)) if patient => {
                     tokio::select! {
                         () = listener.woken() => {}
                         () = tokio::time::sleep_until(until) => {}
@@ -190,6 +197,7 @@ impl Polls {
                     }
                 }
                 (PollStep::NotModified, _) => return Ok(SyncResponse::NotModified),
+                (PollStep::Loading, _) => unreachable!("only a patient request waits for the first snapshot"),
                 (PollStep::Behind, _) if !draining && Instant::now() < until_caught_up => {
                     tokio::select! {
                         _ = progress.changed() => {}
@@ -220,6 +228,7 @@ impl Polls {
         let _permit = self.reads.acquire().await.expect("the semaphore is never closed");
         let polls = self.clone();
         let (owner, readable, cursor) = (poll.owner, poll.readable.clone(), poll.cursor.clone());
+        let snapshot_views = poll.snapshot_views.clone();
         let limits = self.limits();
         let rows_max = poll.request.limit.unwrap_or(limits.page_rows).min(limits.page_rows_max);
         let long_poll = !poll.request.wait.is_zero();
@@ -227,8 +236,8 @@ impl Polls {
             let request = DeltaRequest {
                 owner,
                 readable: &readable,
+                snapshot_views: &snapshot_views,
                 cursor,
-                scopes: polls.context.memberships.scopes(),
                 rows_max,
                 bytes_max: polls.limits().page_bytes_max,
                 now: polls.context.clock.now_ms(),
@@ -259,6 +268,7 @@ impl Polls {
     ) -> Result<PollStep, views::replica::Error> {
         Ok(match delta(replica, request)? {
             DeltaResult::NotModified => PollStep::NotModified,
+            DeltaResult::Loading => PollStep::Loading,
             DeltaResult::Behind => PollStep::Behind,
             DeltaResult::NotReady(reason) => PollStep::NotReady(ApiError::not_ready(reason)),
             DeltaResult::Page(page) => {
@@ -272,12 +282,13 @@ impl Polls {
     }
 
     /// When the device should poll again: immediately within a round or after a long poll, else after the configured time
-    /// with a jitter of 20 %, so that devices which polled at the same time spread out.
+    /// with a jitter of 20 %, so that devices which polled at the same time spread out. Sooner while a view is not loaded.
     fn poll_after_ms(&self, page: &Page, long_poll: bool, now: i64) -> u64 {
-        if !page.complete || long_poll {
+        if long_poll || !(page.complete || page.loading) {
             return 0;
         }
-        let base = self.limits().poll_after_ms;
+        let most = if page.loading { LOADING_POLL_MS } else { u64::MAX };
+        let base = self.limits().poll_after_ms.min(most);
         let noise = now.unsigned_abs().wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17);
         base - base / 5 + noise % (2 * (base / 5) + 1)
     }
@@ -287,6 +298,8 @@ enum PollStep {
     Respond(SyncResponse),
     /// Nothing to send; a long poll waits for a change.
     NotModified,
+    /// Nothing to send before a view is loaded; a long poll waits for a change.
+    Loading,
     /// The replica is behind the cursor; the poll waits for its progress.
     Behind,
     NotReady(ApiError),

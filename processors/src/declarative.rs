@@ -37,7 +37,7 @@ pub use crate::input::StepLimits;
 use crate::join::Pairs;
 use crate::repartition::Repartition;
 use event_log::TopicPartition;
-use reader::{InputTopic, Reader, TopicContent};
+use reader::{Identity, InputTopic, Reader, TopicContent};
 use relation::Relation;
 use shape::Shape;
 use std::sync::Arc;
@@ -139,7 +139,12 @@ fn reader_for(config: &Config, topics: &[(String, Reads)], repartitions: Option<
             sink_for(config, &name, first.expect("a sub-topology has an input"))
         }
     };
-    Reader::new(name, declaration, inputs, sink, config.fetch.clone())
+    let identity = Identity {
+        application: config.topology.names().application(&name),
+        name,
+        declaration,
+    };
+    Reader::new(identity, inputs, sink, config.fetch.clone())
 }
 
 fn direct(config: &Config, sides: &[Side], topic_id: &str) -> TopicContent {

@@ -22,18 +22,19 @@ mod view_log;
 pub use crate::input::{FetchSchema, StepLimits, Unavailable, patient};
 
 use crate::dead_letter::{RecordError, StepError};
-use crate::input::{Change, ChangeRecord, KeyChange, Kind, Replayed, keys};
+use crate::input::{self, Change, ChangeRecord, KeyChange, Kind, Replayed, keys};
 use crate::step::Step;
 use binding::Bindings;
 use event_log::{Millis, RecordRef, RecordSlice};
-use jobs::{Job, Jobs, Rebuild, Work};
+use jobs::{Jobs, Rebuild, Task, Work};
 use key_change::{Applied, Origin};
 use schemas::version::Version;
 use state::{Image, Row, RuleVersions, STREAM, StateError, StreamState, TransactionEnd, WrittenRow, damaged};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use streams::{Context, Error, Output, Processor, Result, Stage, State, Timer};
+use streams::{Context, Error, Output, Processor, RejectedTimer, Result, Stage, State, Timer};
+use topology::Names;
 use view_log::{ViewLog, ViewRow};
 use views::record;
 use views::rules::{EvaluateError, Kept, Relation, SourceRules, ViewOutputs};
@@ -67,6 +68,8 @@ pub struct Config {
 /// The processor of one source stream.
 pub struct SyncViews {
     config: Config,
+    /// Name of the application, which its dead letters contain.
+    application: String,
     view_log: ViewLog,
     bindings: Bindings,
     stream: StreamState,
@@ -97,7 +100,9 @@ impl From<StateError> for StepError {
 impl SyncViews {
     /// Creates a processor without state; `restore` reads the state.
     pub fn new(config: Config) -> Self {
+        let topic = config.rules.topic();
         SyncViews {
+            application: Names::owning(topic).map_or_else(String::new, |names| names.sync_views(topic)),
             view_log: ViewLog::new(config.view_log.clone(), config.writer.clone(), config.schemas),
             bindings: Bindings::new(config.rules.clone(), config.fetch.clone()),
             stream: StreamState::new(&config.topic_id),
@@ -105,7 +110,7 @@ impl SyncViews {
             stream_dirty: false,
             last: Version::default(),
             outputs: ViewOutputs::default(),
-            jobs: Jobs::new(config.job_step),
+            jobs: jobs::queue(config.job_step),
             ended: None,
             config,
         }
@@ -115,6 +120,9 @@ impl SyncViews {
     /// has already been written as a dead letter. It is still counted as a part of its source transaction, but its
     /// change is not applied to the row.
     fn process_record(&mut self, record: RecordRef<'_>, rejected: bool, step: &mut Step<'_>) -> Result<(), Error> {
+        if input::is_redriven_for_another(&record, &self.application) {
+            return Ok(());
+        }
         step.output.caused_by(record);
         let rules = self.config.rules.clone();
         let input = match ChangeRecord::read(&record, rules.event(), self.stream.source_epoch) {
@@ -123,8 +131,8 @@ impl SyncViews {
                 if !rejected {
                     step.output.dead_letter(record, error.stage, error.source.as_ref());
                 }
-                self.record_missed(record, None, step)?;
-                self.close(record.timestamp(), step.output);
+                let at_ms = self.record_unreadable(record, step)?;
+                self.close(at_ms, step.output);
                 return Ok(());
             }
         };
@@ -133,7 +141,7 @@ impl SyncViews {
         }
         self.last = input.version;
         let changed = if rejected {
-            self.record_missed(record, Some(&input), step).map_err(StepError::Task)
+            self.apply_rejected(&input, step).map_err(StepError::Task)
         } else {
             self.apply(&input, step)
         };
@@ -142,7 +150,7 @@ impl SyncViews {
             Err(StepError::Task(error)) => return Err(error),
             Err(StepError::Record(error)) => {
                 step.output.dead_letter(record, error.stage, error.source.as_ref());
-                self.record_missed(record, Some(&input), step)?;
+                self.record_missed(&input, step)?;
             }
         }
         // A replayed record neither begins nor ends a source transaction: if one is open, it has not ended with the
@@ -153,6 +161,18 @@ impl SyncViews {
         }
         self.close(input.at_ms, step.output);
         Ok(())
+    }
+
+    /// Processes a record whose effects the log or the store has rejected.
+    fn apply_rejected(&mut self, input: &ChangeRecord<'_>, step: &mut Step<'_>) -> Result<(), Error> {
+        match &input.kind {
+            // The first step of its job was rejected. The job starts with the timer, which finds the row that is the cause.
+            Kind::Truncate | Kind::ChunkEnd(_) if self.config.rules.relation(input.table).is_some() => {
+                self.add_sweep(input);
+                Ok(())
+            }
+            _ => self.record_missed(input, step),
+        }
     }
 
     /// The source starts over with a snapshot.
@@ -178,7 +198,10 @@ impl SyncViews {
         };
         match &input.kind {
             Kind::Row(change) => self.apply_row(input, &relation, change, step),
-            Kind::Truncate | Kind::ChunkEnd(_) => Ok(self.start_sweep(input, step)?),
+            Kind::Truncate | Kind::ChunkEnd(_) => {
+                self.add_sweep(input);
+                Ok(self.continue_jobs(step)?)
+            }
             Kind::Missing { state_key } => {
                 self.sweep_row(input.table, state_key, step)?;
                 let known = match step.state.get(state_key)? {
@@ -358,21 +381,33 @@ impl SyncViews {
             .rules
             .replace(rules.clone())
             .unwrap_or_else(|| rules.clone());
+        // An earlier release did not write loaded marks: the jobs write them.
+        let is_unmarked = self.stream.loaded.is_none();
+        self.stream
+            .loaded
+            .get_or_insert_with(|| before.keys().cloned().collect());
         let tables: BTreeSet<&String> = before.keys().chain(rules.keys()).collect();
         for table in tables {
             let (old, new) = (before.get(table), rules.get(table));
-            if old == new {
+            if old == new && !is_unmarked {
                 continue;
             }
             let views = old.into_iter().flat_map(|views| views.keys());
-            let exists = |view: &String| new.is_some_and(|views| views.contains_key(view));
+            // A view of another table of the stream may have the same name now. Its marks stay.
+            let exists = |view: &String| rules.values().any(|views| views.contains_key(view));
+            let is_moved = |view: &&String| {
+                let mut others = before.iter().filter(|(other, _)| *other != table);
+                others.any(|(_, views)| views.contains_key(*view))
+            };
+            let views_now = new.into_iter().flat_map(|views| views.keys());
             let rebuild = Rebuild {
                 table: table.clone(),
                 removed: views.filter(|view| !exists(view)).cloned().collect(),
+                moved: views_now.filter(is_moved).cloned().collect(),
                 is_new: old.is_none(),
             };
             tracing::info!(table, removed = ?rebuild.removed, "rules of views have changed, rebuilding");
-            self.jobs.push(Job::new(Work::Rebuild(rebuild)));
+            self.jobs.push(Work::new(Task::Rebuild(rebuild)));
             self.stream_dirty = true;
         }
     }
@@ -450,8 +485,8 @@ impl Processor for SyncViews {
         self.process_record(record, true, &mut Step { context, state, output })
     }
 
-    fn on_timer(&mut self, context: Context, _timer: &Timer, state: &mut State, output: &mut Output) -> Result<()> {
-        self.jobs.timer_fired();
+    fn on_timer(&mut self, context: Context, timer: &Timer, state: &mut State, output: &mut Output) -> Result<()> {
+        self.jobs.fired(timer);
         self.continue_jobs(&mut Step { context, state, output })?;
         if self.jobs.is_empty() && !self.stream.open {
             let (last, at_ms) = self.ended.unwrap_or_default();
@@ -459,6 +494,17 @@ impl Processor for SyncViews {
             self.end_transaction(at_ms, output);
         }
         Ok(())
+    }
+
+    fn on_rejected_timer(
+        &mut self,
+        context: Context,
+        timer: &Timer,
+        state: &mut State,
+        output: &mut Output,
+    ) -> Result<RejectedTimer> {
+        self.jobs.fired(timer);
+        self.step_rejected(&mut Step { context, state, output })
     }
 
     fn before_commit(&mut self, context: Context, state: &mut State, output: &mut Output) -> Result<()> {
@@ -510,7 +556,7 @@ impl Processor for SyncViews {
         };
         self.last = self.ended.map_or(self.floor, |(last, _)| last);
         self.bindings.restored();
-        self.jobs.restore(state)?;
+        self.jobs.restore(state)?.map_err(|e| damaged(&e))?;
         self.compare_rules();
         Ok(())
     }

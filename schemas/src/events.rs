@@ -236,6 +236,12 @@ events! {
         stale: bool,
     }
 
+    /// Loaded mark on `view.log`: whether the first snapshot of the view's table has ended.
+    Loaded {
+        /// Whether the view is loaded.
+        loaded: bool,
+    }
+
     /// Last record of a snapshot chunk on a change topic. Rows in the chunk's range that are not in the chunk, and that
     /// have not changed since the chunk's low position, no longer exist.
     ChunkEnd<'a> {

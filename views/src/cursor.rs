@@ -5,7 +5,7 @@
 //! was rebuilt. Offsets are only compared, never added or subtracted, because a log has gaps. The fields are specified
 //! in docs/protocol/view-sync.md, "The cursor".
 
-use crate::BucketId;
+use crate::{Bucket, BucketId};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::{digest, rand};
 use base64::Engine;
@@ -14,7 +14,8 @@ use event_log::{Millis, Offset};
 use std::collections::BTreeMap;
 use std::fmt;
 
-const FORMAT: u8 = 1;
+/// Format. Format 1 had no partitions of buckets.
+const FORMAT: u8 = 2;
 /// Bytes of the authenticated, unencrypted header: format and key id.
 const HEAD: usize = 2;
 
@@ -62,13 +63,33 @@ pub struct RoundPosition {
     pub offset: Offset,
 }
 
+/// A bucket that a device has, with the partition from which its rows came. If the scope of the bucket changes, its rows are
+/// in another partition, and the bucket is read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Covered {
+    /// Bucket.
+    pub id: BucketId,
+    /// Partition of `view.log`.
+    pub partition: i32,
+}
+
+impl Covered {
+    /// A bucket in its current partition.
+    pub fn of(bucket: &Bucket) -> Self {
+        Covered {
+            id: bucket.id,
+            partition: bucket.partition,
+        }
+    }
+}
+
 /// A round in progress. Points and buckets are fixed at its first page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Round {
     /// Points of the cursor after the round.
     pub points: BTreeMap<i32, Point>,
     /// Covered buckets of the cursor after the round, sorted.
-    pub covered: Vec<BucketId>,
+    pub covered: Vec<Covered>,
     /// Last position that was sent.
     pub at: RoundPosition,
 }
@@ -80,19 +101,20 @@ pub struct Cursor {
     pub log: u64,
     /// Principal and device.
     pub owner: Owner,
-    /// Hash of the scopes of all buckets. If it differs, a bucket may be in another partition than before.
-    pub scopes: u64,
     /// State in each partition that was ever read.
     pub points: BTreeMap<i32, Point>,
     /// Per partition, the greatest T of all replicas that served a page of this cursor. A replica with a smaller T may
     /// not answer (invariant I4, no return to an older state).
     pub seen: BTreeMap<i32, Offset>,
     /// Buckets that the device has, sorted.
-    pub covered: Vec<BucketId>,
+    pub covered: Vec<Covered>,
     /// The round in progress.
     pub round: Option<Round>,
     /// Whether the cursor was issued with a complete page. Only such a cursor may be answered with 304.
     pub complete: bool,
+    /// Whether the device has received a complete page with the covered buckets. If so, a view that is added later and is not
+    /// loaded yet does not delay its complete pages.
+    pub settled: bool,
 }
 
 /// A key that encrypts cursors.
@@ -171,8 +193,10 @@ impl Keyring {
 }
 
 fn encode(cursor: &Cursor, out: &mut Vec<u8>) {
-    out.push(u8::from(cursor.round.is_some()) | (u8::from(cursor.complete) << 1));
-    for hash in [cursor.log, cursor.owner.0, cursor.scopes] {
+    let flags = [cursor.round.is_some(), cursor.complete, cursor.settled];
+    let flag = |(bit, is_set): (u32, bool)| u8::from(is_set) << bit;
+    out.push((0..).zip(flags).map(flag).sum());
+    for hash in [cursor.log, cursor.owner.0] {
         out.extend_from_slice(&hash.to_be_bytes());
     }
     push_points(out, &cursor.points);
@@ -201,10 +225,11 @@ fn push_points(out: &mut Vec<u8>, points: &BTreeMap<i32, Point>) {
     }
 }
 
-fn push_buckets(out: &mut Vec<u8>, buckets: &[BucketId]) {
+fn push_buckets(out: &mut Vec<u8>, buckets: &[Covered]) {
     push(out, from_len(buckets.len()));
-    for bucket in buckets {
-        out.extend_from_slice(&bucket.0.to_be_bytes());
+    for Covered { id, partition } in buckets {
+        out.extend_from_slice(&id.0.to_be_bytes());
+        push_signed(out, i64::from(*partition));
     }
 }
 
@@ -281,15 +306,21 @@ impl Bytes<'_> {
         Some(points)
     }
 
-    fn buckets(&mut self) -> Option<Vec<BucketId>> {
+    fn buckets(&mut self) -> Option<Vec<Covered>> {
         let count = self.number()?;
-        (0..count).map(|_| self.fixed().map(BucketId)).collect()
+        let mut covered = || {
+            Some(Covered {
+                id: BucketId(self.fixed()?),
+                partition: self.partition()?,
+            })
+        };
+        (0..count).map(|_| covered()).collect()
     }
 }
 
 fn decode(bytes: &mut Bytes<'_>) -> Option<Cursor> {
     let flags = bytes.byte()?;
-    let (log, owner, scopes) = (bytes.fixed()?, Owner(bytes.fixed()?), bytes.fixed()?);
+    let (log, owner) = (bytes.fixed()?, Owner(bytes.fixed()?));
     let points = bytes.points()?;
     let mut seen = BTreeMap::new();
     for _ in 0..bytes.number()? {
@@ -310,12 +341,12 @@ fn decode(bytes: &mut Bytes<'_>) -> Option<Cursor> {
     all_read.then_some(Cursor {
         log,
         owner,
-        scopes,
         points,
         seen,
         covered,
         round,
         complete: flags & 2 == 2,
+        settled: flags & 4 == 4,
     })
 }
 
@@ -325,22 +356,26 @@ mod tests {
 
     fn cursor() -> Cursor {
         let point = |end_marker, low, time| Point { end_marker, low, time };
+        let covered = |id, partition| Covered {
+            id: BucketId(id),
+            partition,
+        };
         Cursor {
             log: 7,
             owner: Owner::new("main/42", "phone"),
-            scopes: 9,
             points: [(0, point(12, 13, 1_700_000_000_000)), (5, point(-1, 0, 4))].into(),
             seen: [(0, 12), (5, i64::MAX)].into(),
-            covered: vec![BucketId(1), BucketId(u64::MAX)],
+            covered: vec![covered(1, 0), covered(u64::MAX, 5)],
             round: Some(Round {
                 points: [(0, point(40, 11, 9))].into(),
-                covered: vec![BucketId(3)],
+                covered: vec![covered(3, 300)],
                 at: RoundPosition {
                     bucket: BucketId(3),
                     offset: -1,
                 },
             }),
             complete: false,
+            settled: true,
         }
     }
 

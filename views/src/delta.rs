@@ -4,18 +4,20 @@
 //! A delta that does not fit into a page is sent in a round. T, low, time and the covered buckets are fixed at the
 //! round's first page. The pages contain the live rows, ordered by bucket and offset. A row that is superseded during
 //! the round is skipped, because the next round sends its successor. A page is `complete` only if it is the only page
-//! of its round, because then all its rows were read at one instant, and the device has the state at T (I2). A replica
-//! whose T is below one that the device has seen answers [`DeltaResult::Behind`] (I4).
+//! of its round, because then all its rows were read at one instant, and the device has the state at T (I2). The first
+//! complete page of a device also waits for the first snapshots of the tables that its views read, because the state at T
+//! is only a part of them until then. A replica whose T is below one that the device has seen answers
+//! [`DeltaResult::Behind`] (I4).
 
 use crate::change::Change;
-use crate::cursor::{Cursor, Owner, Point, Round, RoundPosition};
+use crate::cursor::{Covered, Cursor, Owner, Point, Round, RoundPosition};
 use crate::replica::bytes::{RowValue, decode_row, row_range, space};
 use crate::replica::{Error, NotReady, PartitionState, Replica, check_ready};
 use crate::{Bucket, BucketId};
 use event_log::{Millis, Offset};
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, RangeInclusive};
-use std::sync::RwLockReadGuard;
+use std::sync::{Arc, RwLockReadGuard};
 
 /// Input of a delta.
 #[derive(Debug)]
@@ -24,10 +26,10 @@ pub struct DeltaRequest<'a> {
     pub owner: Owner,
     /// Buckets that the principal may read now.
     pub readable: &'a [Bucket],
+    /// Views of these buckets whose tables have a first snapshot.
+    pub snapshot_views: &'a [Arc<str>],
     /// The cursor; `None` if the device sent none or it could not be decrypted.
     pub cursor: Option<Cursor>,
-    /// Hash of the scopes of all buckets.
-    pub scopes: u64,
     /// Maximum resets and changes of a page; at least 1.
     pub rows_max: usize,
     /// Approximate maximum bytes of rows of a page. One row is always sent.
@@ -46,6 +48,8 @@ pub enum DeltaResult {
     Page(Box<Page>),
     /// Nothing changed, and the cursor needs no replacement.
     NotModified,
+    /// There is nothing to send before a view is loaded. Only for a patient request: the caller waits for a change.
+    Loading,
     /// The replica is behind the cursor. Retry soon, or use another replica.
     Behind,
     /// The replica cannot be served now.
@@ -63,7 +67,7 @@ pub struct Page {
     pub resets: Vec<(BucketId, String)>,
     /// Changed rows, in order of bucket and offset.
     pub changes: Vec<Change>,
-    /// Names of the views that are stale now.
+    /// Names of the views that are stale or not loaded now.
     pub stale: Vec<String>,
     /// Hashes of the buckets that the page changed; only with `complete` (I10).
     pub hashes: Vec<(BucketId, u128)>,
@@ -71,6 +75,8 @@ pub struct Page {
     pub cursor: Cursor,
     /// Whether the device has a consistent snapshot after applying this page.
     pub complete: bool,
+    /// Whether the page is not complete only because a view is not loaded.
+    pub loading: bool,
 }
 
 impl Page {
@@ -113,8 +119,7 @@ pub fn delta(replica: &Replica, request: &DeltaRequest<'_>) -> Result<DeltaResul
         partitions.insert(partition, state);
     }
     let horizon = request.now - replica.times().horizon_ms();
-    // With other scopes, the rows of a bucket may come from another partition, where the points of the cursor mean nothing.
-    let old = cursor.is_some_and(|c| oldest(c) < horizon || c.scopes != request.scopes);
+    let old = cursor.is_some_and(|c| oldest(c) < horizon);
     // Checked before the horizon: a full reset to an older T would return the device to an older state (I4).
     if cursor.is_some_and(|c| behind(c, &partitions)) {
         return Ok(DeltaResult::Behind);
@@ -164,12 +169,12 @@ fn empty_cursor(replica: &Replica, request: &DeltaRequest<'_>, old: Option<&Curs
     Cursor {
         log: replica.log(),
         owner: request.owner,
-        scopes: request.scopes,
         points: BTreeMap::new(),
         seen: old.map(|c| c.seen.clone()).unwrap_or_default(),
         covered: Vec::new(),
         round: None,
         complete: false,
+        settled: false,
     }
 }
 
@@ -200,22 +205,27 @@ impl Pager<'_> {
         let mut readable: Vec<&Bucket> = self.request.readable.iter().collect();
         readable.sort_unstable_by_key(|b| b.id);
         readable.dedup_by_key(|b| b.id);
-        let may_read = |id: &BucketId| readable.binary_search_by_key(id, |b| b.id).is_ok();
+        let find = |id: &BucketId| readable.binary_search_by_key(id, |b| b.id).ok();
+        let is_current = |covered: &&Covered| {
+            let bucket = find(&covered.id).and_then(|at| readable.get(at));
+            bucket.is_some_and(|bucket| bucket.partition == covered.partition)
+        };
         let first = self.base.round.is_none();
         let round = self.base.round.clone().unwrap_or_else(|| Round {
             points: self.partitions.iter().map(|(p, s)| (*p, s.point())).collect(),
-            covered: readable.iter().map(|b| b.id).collect(),
+            covered: readable.iter().map(|b| Covered::of(b)).collect(),
             at: RoundPosition {
                 bucket: BucketId(0),
                 offset: Offset::MIN,
             },
         });
         let covered_before = if first { &self.base.covered } else { &round.covered };
-        let drops: Vec<BucketId> = covered_before.iter().filter(|id| !may_read(id)).copied().collect();
-        // A bucket that is revoked during a round leaves the covered buckets, so that it starts with a reset if it is
-        // granted again. A bucket that is granted during a round is not in `round.covered` and waits for the next
-        // round.
-        let covered: Vec<BucketId> = round.covered.iter().filter(|id| may_read(id)).copied().collect();
+        let covered_ids = covered_before.iter().map(|covered| covered.id);
+        let drops: Vec<BucketId> = covered_ids.filter(|id| find(id).is_none()).collect();
+        // A bucket that is revoked during a round, or moves to another partition, leaves the covered buckets, so that it
+        // starts with a reset later. A bucket that is granted during a round is not in `round.covered` and waits for the
+        // next round.
+        let covered: Vec<Covered> = round.covered.iter().filter(is_current).copied().collect();
         let mut draft = Draft {
             drops,
             resets: vec![],
@@ -224,7 +234,10 @@ impl Pager<'_> {
             last: round.at,
             more: false,
         };
-        for bucket in readable.iter().filter(|b| covered.binary_search(&b.id).is_ok()) {
+        for bucket in readable
+            .iter()
+            .filter(|b| covered.binary_search(&Covered::of(b)).is_ok())
+        {
             self.add_bucket(bucket, &round, &mut draft)?;
             if draft.more {
                 break;
@@ -238,9 +251,13 @@ impl Pager<'_> {
             .values()
             .all(|p| p.time > self.request.now - self.replica.times().refresh_ms);
         let same = covered == self.base.covered && draft.drops.is_empty();
-        let quiet = self.request.patient || !self.stale_changed();
-        if first && empty && !self.reset_all && same && fresh && self.base.complete && quiet {
-            return Ok(DeltaResult::NotModified);
+        if first && empty && !self.reset_all && same && fresh {
+            if self.base.complete && (self.request.patient || !self.stale_changed()) {
+                return Ok(DeltaResult::NotModified);
+            }
+            if self.request.patient && self.is_loading() {
+                return Ok(DeltaResult::Loading);
+            }
         }
         Ok(DeltaResult::Page(Box::new(self.finish(first, covered, round, draft))))
     }
@@ -251,9 +268,35 @@ impl Pager<'_> {
         self.partitions.iter().any(|(p, state)| state.stale_changed > known(p))
     }
 
-    fn finish(self, first: bool, covered: Vec<BucketId>, round: Round, draft: Draft) -> Page {
+    /// Whether the device has no complete state yet, and a view of its buckets is not loaded.
+    fn is_loading(&self) -> bool {
+        !self.is_settled() && self.unloaded().next().is_some()
+    }
+
+    /// Whether the device has had a complete state of all its buckets. It then keeps getting complete pages: otherwise one
+    /// table that cannot be read would stop the views of all others.
+    fn is_settled(&self) -> bool {
+        let had = |bucket: &Bucket| self.base.covered.binary_search(&Covered::of(bucket)).is_ok();
+        self.base.settled && self.request.readable.iter().all(had)
+    }
+
+    /// The views whose first snapshot has not ended, in any partition of the device.
+    fn unloaded(&self) -> impl Iterator<Item = &Arc<str>> {
+        let is_loaded = |view: &&Arc<str>| self.partitions.values().all(|state| state.is_loaded(view));
+        self.request.snapshot_views.iter().filter(move |view| !is_loaded(view))
+    }
+
+    fn finish(self, first: bool, covered: Vec<Covered>, round: Round, draft: Draft) -> Page {
         // The last page of a longer round is not complete, because the earlier pages show an older instant.
-        let complete = first && !draft.more;
+        let loading = self.is_loading();
+        let complete = first && !draft.more && !loading;
+        let settled = complete
+            || if draft.more {
+                self.base.settled
+            } else {
+                self.is_settled()
+            };
+        let unloaded: Vec<String> = self.unloaded().map(ToString::to_string).collect();
         let mut seen = self.base.seen.clone();
         for (partition, state) in &self.partitions {
             let seen = seen.entry(*partition).or_insert(-1);
@@ -262,7 +305,7 @@ impl Pager<'_> {
         let mut cursor = Cursor {
             seen,
             complete,
-            scopes: self.request.scopes,
+            settled,
             round: None,
             ..self.base
         };
@@ -285,6 +328,7 @@ impl Pager<'_> {
             .partitions
             .values()
             .flat_map(|s| s.stale.iter().map(|(view, _)| view.clone()))
+            .chain(unloaded)
             .collect();
         stale.sort_unstable();
         stale.dedup();
@@ -300,6 +344,7 @@ impl Pager<'_> {
             hashes,
             cursor,
             complete,
+            loading: loading && !draft.more,
         }
     }
 
@@ -316,7 +361,8 @@ impl Pager<'_> {
         if bucket.id < round.at.bucket {
             return Ok(());
         }
-        let new = self.base.covered.binary_search(&bucket.id).is_err();
+        // Also if the bucket was read from another partition, because its scope has changed.
+        let new = self.base.covered.binary_search(&Covered::of(bucket)).is_err();
         let none = Point {
             end_marker: -1,
             low: 0,

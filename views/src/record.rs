@@ -6,7 +6,7 @@
 use schemas::version::Version;
 use std::borrow::Cow;
 
-/// Header with the writer of a row, stale mark or grant.
+/// Header with the writer of a row, mark or grant.
 pub const WRITER: &str = "w";
 /// Header with the version of a row.
 pub const VERSION: &str = "v";
@@ -17,6 +17,7 @@ const TRANSACTION_END: &str = "~end";
 const TRANSACTION_BEGIN: &str = "~begin";
 const GRANT: &str = "~grant";
 const STALE: &str = "~stale";
+const LOADED: &str = "~loaded";
 
 /// A parsed record of `view.log`, borrowed from its batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +44,15 @@ pub enum ViewRecord<'a> {
         view: Cow<'a, str>,
         /// Whether the view is stale.
         stale: bool,
+    },
+    /// Loaded mark: whether the first snapshot of the view's table has ended. Pending like a row.
+    Loaded {
+        /// The writer.
+        writer: Cow<'a, str>,
+        /// The view.
+        view: Cow<'a, str>,
+        /// Whether the view is loaded.
+        loaded: bool,
     },
     /// Grant of a membership from data. Pending, never visible. No writer produces it yet.
     Grant {
@@ -123,6 +133,15 @@ pub fn parse<'a>(record: &event_log::RecordRef<'a>) -> Result<ViewRecord<'a>> {
                 writer: writer_of(record)?,
                 view,
                 stale: body.byte()? == 1,
+            })
+        }
+        LOADED => {
+            let (view, _) = take_string(rest).ok_or_else(bad)?;
+            let mut body = Body::open(record.value())?;
+            Ok(ViewRecord::Loaded {
+                writer: writer_of(record)?,
+                view,
+                loaded: body.byte()? == 1,
             })
         }
         GRANT => Ok(ViewRecord::Grant {
@@ -243,6 +262,7 @@ pub struct Writer {
     begin_key: Vec<u8>,
     begin_schema: [u8; 5],
     stale_schema: [u8; 5],
+    loaded_schema: [u8; 5],
     key: Vec<u8>,
     value: Vec<u8>,
 }
@@ -258,6 +278,8 @@ pub struct SchemaIds {
     pub transaction_begin: u32,
     /// Id of `trunkline.Stale`.
     pub stale: u32,
+    /// Id of `trunkline.Loaded`.
+    pub loaded: u32,
 }
 
 /// Key and value of an encoded record, borrowed from the [`Writer`].
@@ -279,6 +301,7 @@ impl Writer {
             end_schema: framed(schemas.transaction_end),
             begin_schema: framed(schemas.transaction_begin),
             stale_schema: framed(schemas.stale),
+            loaded_schema: framed(schemas.loaded),
             key: Vec::new(),
             value: Vec::new(),
         }
@@ -325,16 +348,27 @@ impl Writer {
 
     /// Encodes a stale mark of this writer.
     pub fn stale_mark(&mut self, view: &str, stale: bool) -> Written<'_> {
+        let schema = self.stale_schema;
+        self.mark(STALE, view, &schema, stale)
+    }
+
+    /// Encodes a loaded mark of this writer.
+    pub fn loaded_mark(&mut self, view: &str, loaded: bool) -> Written<'_> {
+        let schema = self.loaded_schema;
+        self.mark(LOADED, view, &schema, loaded)
+    }
+
+    fn mark(&mut self, name: &str, view: &str, schema: &[u8; 5], is_set: bool) -> Written<'_> {
         self.key.clear();
         self.key.push(b'[');
-        push_string(&mut self.key, STALE);
+        push_string(&mut self.key, name);
         for part in [view, &self.id] {
             self.key.push(b',');
             push_string(&mut self.key, part);
         }
         self.key.push(b']');
-        start_value(&mut self.value, &self.stale_schema);
-        self.value.push(u8::from(stale));
+        start_value(&mut self.value, schema);
+        self.value.push(u8::from(is_set));
         (&self.key, Some(&self.value))
     }
 }
@@ -398,6 +432,7 @@ mod tests {
         transaction_end: 2,
         transaction_begin: 3,
         stale: 4,
+        loaded: 5,
     };
 
     fn batch(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[Header<'_>]) -> RecordBatch {
@@ -454,6 +489,30 @@ mod tests {
                 writer: "p/t/0/0".into()
             }
         );
+    }
+
+    #[test]
+    fn marks_round_trip() {
+        let mut writer = Writer::new("p/t/0/0", IDS);
+        let headers: [Header<'_>; 1] = [(WRITER, Some(b"p/t/0/0"))];
+        for is_set in [true, false] {
+            let (key, value) = writer.stale_mark("orders", is_set);
+            let read = batch(Some(key), value, &headers);
+            let stale = ViewRecord::Stale {
+                writer: "p/t/0/0".into(),
+                view: "orders".into(),
+                stale: is_set,
+            };
+            assert_eq!(parse(&read.get(0).unwrap()).unwrap(), stale);
+            let (key, value) = writer.loaded_mark("orders", is_set);
+            let read = batch(Some(key), value, &headers);
+            let loaded = ViewRecord::Loaded {
+                writer: "p/t/0/0".into(),
+                view: "orders".into(),
+                loaded: is_set,
+            };
+            assert_eq!(parse(&read.get(0).unwrap()).unwrap(), loaded);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::context::{Context, DAY_MS};
 use super::processor;
 use anyhow::{Context as _, Result};
 use processors::sync_views::{self, SyncViews};
-use schemas::events::{Event as _, Stale, TransactionBegin, TransactionEnd, ViewRow};
+use schemas::events::{Event as _, Loaded, Stale, TransactionBegin, TransactionEnd, ViewRow};
 use std::sync::Arc;
 use streams::{Application, FirstStart, SubTopology, TaskInfo};
 use topology::SYNC_VIEWS;
@@ -77,6 +77,7 @@ fn register_schemas(context: &Context) -> Result<SchemaIds> {
         transaction_end: register(TransactionEnd::NAME, TransactionEnd::AVSC)?,
         transaction_begin: register(TransactionBegin::NAME, TransactionBegin::AVSC)?,
         stale: register(Stale::NAME, Stale::AVSC)?,
+        loaded: register(Loaded::NAME, Loaded::AVSC)?,
     })
 }
 

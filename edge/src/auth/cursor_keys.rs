@@ -136,12 +136,12 @@ mod tests {
         Cursor {
             log: 1,
             owner: Owner::new("main:42", "phone"),
-            scopes: 2,
             points: [].into(),
             seen: [].into(),
             covered: vec![],
             round: None,
             complete: true,
+            settled: true,
         }
     }
 

@@ -445,7 +445,12 @@ impl Follower {
                     .set_end(at.partition, end)
                     .map_err(SubscriptionError::Replica)?;
             }
-            notifier.wake(&applied.buckets);
+            if applied.loaded {
+                // Any device may have waited for the first snapshot of this view.
+                notifier.wake_all();
+            } else {
+                notifier.wake(&applied.buckets);
+            }
             if let Some(closed_at_ms) = applied.closed_at_ms {
                 let late_ms = u32::try_from((now - closed_at_ms).max(0)).unwrap_or(u32::MAX);
                 metrics::histogram!("trunkline_edge_source_to_view_seconds").record(f64::from(late_ms) / 1_000.0);

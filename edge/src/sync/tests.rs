@@ -1,5 +1,7 @@
 //! Polls of a real replica with an in-memory store: pages, cursors, long polls and errors.
 
+mod loading;
+
 use super::*;
 use event_log::{Header, NewRecord, RecordBatch, TimestampType, TopicPartition};
 use schemas::ids::Principal;
@@ -32,8 +34,10 @@ impl Memberships for ClaimedBuckets {
             .collect())
     }
 
-    fn scopes(&self) -> u64 {
-        7
+    /// The view of buckets that begin with `table:` has a first snapshot.
+    fn snapshot_views(&self, readable: &[Bucket]) -> Vec<Arc<str>> {
+        let of_table = readable.iter().filter(|bucket| bucket.name.starts_with("table:"));
+        of_table.map(|_| "orders".into()).take(1).collect()
     }
 
     fn partitions(&self) -> i32 {
@@ -94,6 +98,13 @@ fn harness() -> Harness {
 
 type RowChange<'a> = (&'a str, u32, Option<&'a str>);
 
+/// A mark of the view.
+#[derive(Clone, Copy)]
+enum Mark {
+    Stale(bool),
+    Loaded(bool),
+}
+
 impl Harness {
     fn at_end(&self) {
         let end = *self.next.lock().unwrap();
@@ -105,8 +116,13 @@ impl Harness {
         self.write(rows, None);
     }
 
-    /// Like `commit`, with a stale mark if `stale` is set.
-    fn write(&self, rows: &[RowChange<'_>], stale: Option<bool>) {
+    /// Appends and applies a loaded mark of the view.
+    fn loaded(&self, loaded: bool) {
+        self.write(&[], Some(Mark::Loaded(loaded)));
+    }
+
+    /// Like `commit`, with a mark.
+    fn write(&self, rows: &[RowChange<'_>], mark: Option<Mark>) {
         let mut next = self.next.lock().unwrap();
         let mut batch = RecordBatch::default();
         let at = batch.intern(&TopicPartition::new("shop.view.log", 0));
@@ -117,6 +133,7 @@ impl Harness {
                 transaction_end: 2,
                 transaction_begin: 3,
                 stale: 4,
+                loaded: 5,
             },
         );
         let now = self.clock.shared().now_ms();
@@ -138,8 +155,11 @@ impl Harness {
             );
             *next += 1;
         }
-        if let Some(stale) = stale {
-            let (key, value) = writer.stale_mark("orders", stale);
+        if let Some(mark) = mark {
+            let (key, value) = match mark {
+                Mark::Stale(stale) => writer.stale_mark("orders", stale),
+                Mark::Loaded(loaded) => writer.loaded_mark("orders", loaded),
+            };
             let headers: [Header<'_>; 1] = [(WRITER, Some(b"p/t/0/0"))];
             batch.push(
                 at,
@@ -169,6 +189,9 @@ impl Harness {
         *next += 1;
         let applied = self.replica.apply(0, batch.iter(), now).unwrap();
         let notifier = self.polls.context.replica.notifier();
+        if applied.loaded {
+            notifier.wake_all();
+        }
         notifier.wake(&applied.buckets);
         notifier.advanced();
     }
@@ -389,7 +412,7 @@ async fn staleness_wakes_no_long_poll() {
     let page = harness.page(&identity, poll);
     let (page, ()) = tokio::join!(page, async {
         tokio::time::sleep(Duration::from_millis(10)).await;
-        harness.write(&[], Some(true));
+        harness.write(&[], Some(Mark::Stale(true)));
     });
     assert!(began.elapsed() >= wait, "a stale mark alone wakes no poll");
     let (page, cursor) = page;
@@ -402,10 +425,10 @@ async fn staleness_wakes_no_long_poll() {
         Ok(SyncResponse::NotModified),
         "reported once"
     );
-    harness.write(&[], Some(false));
+    harness.write(&[], Some(Mark::Stale(false)));
     let (page, cursor) = harness.page(&identity, after(&cursor)).await;
     assert_eq!((&page["stale"], &page["changes"]), (&json!([]), &json!([])));
-    harness.write(&[("user:1", 2, Some("{}"))], Some(true));
+    harness.write(&[("user:1", 2, Some("{}"))], Some(Mark::Stale(true)));
     let (page, _) = harness.page(&identity, waiting(&cursor, Duration::from_secs(9))).await;
     assert_eq!(
         (&page["stale"], page["changes"].as_array().unwrap().len()),

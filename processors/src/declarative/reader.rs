@@ -18,7 +18,7 @@ use crate::input::{self, FetchSchema, schema_id};
 use crate::step::Step;
 use event_log::{RecordRef, RecordSlice, TopicPartition};
 use std::sync::Arc;
-use streams::{Context, Error, Output, Processor, Result, Stage, State, Timer};
+use streams::{Context, Error, Output, Processor, RejectedTimer, Result, Stage, State, Timer};
 
 /// State key of the declaration under which a task's state was written.
 const DECLARATION: &[u8] = b"[\"declaration\"]";
@@ -45,10 +45,19 @@ pub enum TopicContent {
     Repartitioned(ValueTypes),
 }
 
+/// Names of a processor.
+pub struct Identity {
+    /// The processor.
+    pub name: Arc<str>,
+    /// Its application, which its dead letters contain.
+    pub application: String,
+    /// Its declaration.
+    pub declaration: Arc<str>,
+}
+
 /// Reads the inputs of one sub-topology.
 pub struct Reader {
-    name: Arc<str>,
-    declaration: Arc<str>,
+    identity: Identity,
     declaration_id: u64,
     inputs: Vec<InputTopic>,
     sink: Box<dyn Sink>,
@@ -60,17 +69,10 @@ pub struct Reader {
 
 impl Reader {
     /// Creates a reader of these topics.
-    pub fn new(
-        name: Arc<str>,
-        declaration: Arc<str>,
-        inputs: Vec<InputTopic>,
-        sink: Box<dyn Sink>,
-        fetch: FetchSchema,
-    ) -> Self {
+    pub fn new(identity: Identity, inputs: Vec<InputTopic>, sink: Box<dyn Sink>, fetch: FetchSchema) -> Self {
         Reader {
-            declaration_id: id_of(&declaration),
-            name,
-            declaration,
+            declaration_id: id_of(&identity.declaration),
+            identity,
             inputs,
             sink,
             fetch,
@@ -83,10 +85,13 @@ impl Reader {
         let Some(input) = self.inputs.iter_mut().find(|input| input.at.topic == *record.topic()) else {
             return Ok(());
         };
+        if input::is_redriven_for_another(&record, &self.identity.application) {
+            return Ok(());
+        }
         // A timestamp in the future must not advance stream time, because that would close windows that are still open.
         self.sink.advance(record.timestamp().min(step.context.now));
         let mut pipeline = Pipeline {
-            name: &self.name,
+            name: &self.identity.name,
             sink: &mut *self.sink,
             shaped: &mut self.shaped,
             step: Step {
@@ -97,7 +102,7 @@ impl Reader {
         };
         let done = match &mut input.content {
             TopicContent::Repartitioned(types) => {
-                let change = repartitioned(&self.name, types, self.declaration_id, record);
+                let change = repartitioned(&self.identity.name, types, self.declaration_id, record);
                 change.and_then(|(change, rejected)| {
                     pipeline.apply(change)?;
                     rejected.map_or(Ok(()), |error| Err(error.into()))
@@ -124,6 +129,14 @@ impl Reader {
             TopicContent::Repartitioned(_) => &mut [],
         });
         relations.filter_map(|relation| relation.rows.as_mut())
+    }
+}
+
+/// The error of a step that belongs to no record.
+fn stopped(name: &str, error: StepError) -> Error {
+    match error {
+        StepError::Task(error) => error,
+        StepError::Record(error) => stop(name, error.source),
     }
 }
 
@@ -192,7 +205,7 @@ impl Processor for Reader {
         match failed {
             None => Ok(()),
             Some(error) => Err(Error::Processor {
-                name: self.name.to_string(),
+                name: self.identity.name.to_string(),
                 reason: error.reason,
                 action: error.action,
             }),
@@ -221,13 +234,15 @@ impl Processor for Reader {
         state: &mut State,
         _: &mut Output,
     ) -> Result<()> {
-        let input = self.inputs.iter().find(|input| input.at.topic == *record.topic());
-        let Some(TopicContent::Direct { relations, .. }) = input.map(|input| &input.content) else {
+        let input = self.inputs.iter_mut().find(|input| input.at.topic == *record.topic());
+        let Some(TopicContent::Direct { event, relations }) = input.map(|input| &mut input.content) else {
             return Ok(());
         };
-        // A table needs no such entry: the redriven row is applied unless a newer version was applied.
         if matches!(relations.as_slice(), [relation] if relation.rows.is_none()) {
             event_dedup::note_rejected(&record, context.now, state);
+        } else {
+            // A row needs no such entry: the redriven row is applied unless a newer version was applied.
+            table_input::rejected(relations, event.as_deref(), &record);
         }
         Ok(())
     }
@@ -237,7 +252,7 @@ impl Processor for Reader {
             return Ok(());
         }
         let mut pipeline = Pipeline {
-            name: &self.name,
+            name: &self.identity.name,
             sink: &mut *self.sink,
             shaped: &mut self.shaped,
             step: Step { context, state, output },
@@ -250,27 +265,46 @@ impl Processor for Reader {
                 if !relation.rows.as_mut().is_some_and(|rows| rows.sweeps.fired(timer)) {
                     continue;
                 }
-                match table_input::continue_sweeps(relation, &mut pipeline) {
-                    Ok(()) => {}
-                    Err(StepError::Task(error)) => return Err(error),
-                    Err(StepError::Record(error)) => {
-                        let step = &mut pipeline.step;
-                        step.output.dead_letter_of_input(at, error.stage, error.source.as_ref());
-                    }
-                }
-                return Ok(());
+                return table_input::continue_sweeps(relation, at, &mut pipeline)
+                    .map_err(|e| stopped(&self.identity.name, e));
             }
         }
         self.sink.on_timer(timer, state, output)
     }
 
+    fn on_rejected_timer(
+        &mut self,
+        context: Context,
+        timer: &Timer,
+        state: &mut State,
+        output: &mut Output,
+    ) -> Result<RejectedTimer> {
+        let mut pipeline = Pipeline {
+            name: &self.identity.name,
+            sink: &mut *self.sink,
+            shaped: &mut self.shaped,
+            step: Step { context, state, output },
+        };
+        let relations = self.inputs.iter_mut().flat_map(|input| match &mut input.content {
+            TopicContent::Direct { relations, .. } => relations.as_mut_slice(),
+            TopicContent::Repartitioned(_) => &mut [],
+        });
+        for relation in relations {
+            if relation.rows.as_mut().is_some_and(|rows| rows.sweeps.fired(timer)) {
+                return table_input::step_rejected(relation, &mut pipeline)
+                    .map_err(|e| stopped(&self.identity.name, e));
+            }
+        }
+        Ok(RejectedTimer::DeadLetter)
+    }
+
     fn before_commit(&mut self, context: Context, state: &mut State, output: &mut Output) -> Result<()> {
         if self.declaration_unwritten {
-            state.put(DECLARATION, self.declaration.as_bytes().to_vec());
+            state.put(DECLARATION, self.identity.declaration.as_bytes().to_vec());
             self.declaration_unwritten = false;
         }
         self.sink.before_commit(state, output)?;
-        let name = self.name.clone();
+        let name = self.identity.name.clone();
         for rows in self.tables() {
             rows.before_commit(context.now, state)?.map_err(|e| stop(&name, e))?;
         }
@@ -281,18 +315,18 @@ impl Processor for Reader {
         let written = state.get(DECLARATION)?;
         self.declaration_unwritten = written.is_none();
         if let Some(written) = written
-            && *written != *self.declaration.as_bytes()
+            && *written != *self.identity.declaration.as_bytes()
         {
             let written = String::from_utf8_lossy(&written);
             let reason = format!(
                 "its state was written under another declaration and cannot be used with this one; restore the old \
                  declaration, or give the processor a new name, under which it starts over from its inputs' earliest \
                  records. The state's declaration is {written}, the topology's is {}",
-                self.declaration
+                self.identity.declaration
             );
-            return Err(stop(&self.name, reason));
+            return Err(stop(&self.identity.name, reason));
         }
-        let (name, is_new) = (self.name.clone(), self.declaration_unwritten);
+        let (name, is_new) = (self.identity.name.clone(), self.declaration_unwritten);
         for rows in self.tables() {
             rows.restore(state)?.map_err(|e| stop(&name, e))?;
             if is_new {

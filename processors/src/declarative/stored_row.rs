@@ -3,6 +3,7 @@
 use super::delta::Contribution;
 use super::names::named;
 use super::values::{json, read_array, read_byte, read_bytes, read_number, write_bytes, write_number};
+use crate::input::JobError;
 use event_log::Millis;
 use schemas::codec::Datum;
 use schemas::version::Version;
@@ -23,6 +24,15 @@ pub enum StateError {
     /// The bytes are corrupt.
     #[error("its state is corrupt: {0} cannot be decoded")]
     Damaged(&'static str),
+}
+
+impl From<JobError> for StateError {
+    fn from(error: JobError) -> Self {
+        match error {
+            JobError::Newer(format) => StateError::Newer(format),
+            JobError::Damaged(what) => StateError::Damaged(what),
+        }
+    }
 }
 
 /// The stored contribution of a row.

@@ -9,14 +9,14 @@ use super::event_dedup::order_by_time;
 use super::relation::Relation;
 use super::sink::{Change, Pipeline};
 use super::stored_row::{Kept, Row, RowContribution};
-use super::sweeps::Job;
+use super::sweeps::{self, TableSweep};
 use super::table_rows::TableRows;
 use crate::dead_letter::{RecordError, StepError};
-use crate::input::{self, ChangeRecord, KeyChange, Kind, keys};
-use event_log::RecordRef;
+use crate::input::{self, AfterRejection, ChangeRecord, Found, Job, KeyChange, Kind, keys};
+use event_log::{RecordRef, TopicPartition};
 use schemas::codec::{Datum, Row as Datums};
 use schemas::version::Version;
-use streams::Stage;
+use streams::{RejectedTimer, Stage};
 
 /// Processes a record of a change topic, or of a processor that writes a table.
 pub fn process(
@@ -72,19 +72,38 @@ impl TableChange<'_, '_> {
     fn apply(&self, rows: &mut TableRows, pipeline: &mut Pipeline<'_>) -> Result<(), StepError> {
         match &self.input.kind {
             Kind::Row(change) => {
-                let swept = sweep_row(self.relation, rows, change.row_key, pipeline);
-                if let Err(StepError::Task(error)) = swept {
-                    return Err(StepError::Task(error));
-                }
-                self.apply_row(change, rows, pipeline).and(swept)
+                self.sweep_row(change.row_key, rows, pipeline)?;
+                self.apply_row(change, rows, pipeline)
             }
             // The row keeps its previous contribution.
             Kind::Missing { .. } => Ok(()),
             Kind::Truncate | Kind::ChunkEnd(_) => {
-                rows.sweeps.push(self.input, self.record.timestamp());
-                sweep(self.relation, rows, pipeline)
+                add_sweep(rows, self.input, self.record);
+                sweep(self.relation, rows, self.record.partition(), pipeline)
             }
         }
+    }
+
+    /// Removes a row that the record is about to read, if a sweep removes it and has not reached it yet.
+    fn sweep_row(&self, row_key: &str, rows: &mut TableRows, pipeline: &mut Pipeline<'_>) -> Result<(), StepError> {
+        if rows.sweeps.is_empty() {
+            return Ok(());
+        }
+        let state_key = rows.state_key(row_key);
+        let row = rows.get(&state_key, pipeline.step.state)?.transpose();
+        let row = row.map_err(|e| pipeline.damaged(e))?;
+        let Some(row) = row.filter(|row| row.deleted_ms.is_none()) else {
+            return Ok(());
+        };
+        let Some(sweep) = sweeps::removing(&rows.sweeps, row_key, row.version).cloned() else {
+            return Ok(());
+        };
+        let swept = SweptRow {
+            state_key: &state_key,
+            row,
+        };
+        let removed = swept.remove(self.relation, rows, &sweep, pipeline);
+        removed.or_else(|error| swept.not_removed(error, self.relation, self.record.partition(), pipeline))
     }
 
     fn apply_row(
@@ -104,7 +123,7 @@ impl TableChange<'_, '_> {
             return Ok(());
         }
         // An old record of an unknown row must not bring back a row that a sweep may already have passed.
-        if old.is_none() && rows.sweeps.removing(row_key, version).is_some() {
+        if old.is_none() && sweeps::removing(&rows.sweeps, row_key, version).is_some() {
             return Ok(());
         }
         let old = old.unwrap_or_default();
@@ -211,63 +230,115 @@ impl TableChange<'_, '_> {
     }
 }
 
-/// Continues the sweeps of a relation: each step of a sweep removes some rows.
-pub fn continue_sweeps(relation: &mut Relation, pipeline: &mut Pipeline<'_>) -> Result<(), StepError> {
+/// Adds the sweep of a TRUNCATE or of the end of a chunk.
+fn add_sweep(rows: &mut TableRows, input: &ChangeRecord<'_>, record: &RecordRef<'_>) {
+    if let Some(sweep) = TableSweep::of(input, rows.name(), record.timestamp()) {
+        rows.sweeps.push(sweep);
+    }
+}
+
+/// Processes a record whose effects the log or the store has rejected. Its row is not applied, but a sweep starts with its
+/// timer, and finds the row that is the cause.
+pub fn rejected(relations: &mut [Relation], event: Option<&str>, record: &RecordRef<'_>) {
+    let rows = relations.iter().filter_map(|r| r.rows.as_ref());
+    let source_epoch = rows.map(TableRows::source_epoch).max();
+    let Ok(input) = ChangeRecord::read(record, event, source_epoch.unwrap_or(1)) else {
+        return;
+    };
+    for relation in relations {
+        let Some(rows) = &mut relation.rows else { continue };
+        rows.begin(&input);
+        if relation.name == input.table {
+            add_sweep(rows, &input, record);
+        }
+    }
+}
+
+/// Continues the sweeps of a relation: each step of a sweep removes some rows. `at` is the partition of its input.
+pub fn continue_sweeps(
+    relation: &mut Relation,
+    at: &TopicPartition,
+    pipeline: &mut Pipeline<'_>,
+) -> Result<(), StepError> {
     let Some(mut rows) = relation.rows.take() else {
         return Ok(());
     };
-    let swept = sweep(relation, &mut rows, pipeline);
+    let swept = sweep(relation, &mut rows, at, pipeline);
     relation.rows = Some(rows);
     swept
 }
 
-/// Continues sweeps until they have ended, or this call of the processor has done the work of a step. With a record
-/// error, all rows of the step were nevertheless removed.
-fn sweep(relation: &Relation, rows: &mut TableRows, pipeline: &mut Pipeline<'_>) -> Result<(), StepError> {
-    let mut result = Ok(());
-    loop {
-        let part = rows.sweeps.next_part(pipeline.step.state)?;
-        let Some(part) = part.map_err(|e| pipeline.damaged(e))? else {
-            return result;
-        };
-        for (state_key, value) in &part.rows {
-            let row = Row::decode(value).map_err(|e| pipeline.damaged(e))?;
-            let removed = SweptRow { state_key, row }.remove(relation, rows, &part.job, pipeline);
-            if let Err(StepError::Task(error)) = removed {
-                return Err(StepError::Task(error));
-            }
-            result = result.and(removed);
+/// Called when the effects of a sweep's step, which was alone in its transaction, were rejected. The row that causes it is
+/// searched with smaller steps, and skipped: it keeps its contribution. So one row becomes one dead letter.
+pub fn step_rejected(relation: &mut Relation, pipeline: &mut Pipeline<'_>) -> Result<RejectedTimer, StepError> {
+    let Some(rows) = &mut relation.rows else {
+        return Ok(RejectedTimer::DeadLetter);
+    };
+    match rows.sweeps.rejected() {
+        AfterRejection::Nothing => return Ok(RejectedTimer::DeadLetter),
+        AfterRejection::FewerRows => return Ok(RejectedTimer::Retried),
+        AfterRejection::SkipsRow => {}
+    }
+    if let Some(mut queued) = rows.sweeps.take() {
+        let found = find_rows(&queued.job, rows, pipeline)?;
+        for (state_key, _) in &found.rows {
+            let row = String::from_utf8_lossy(state_key).into_owned();
+            tracing::error!(
+                processor = pipeline.name,
+                row,
+                "row skipped by a sweep, because its removal was rejected"
+            );
+        }
+        if moves_on(&mut queued.job, found.next, pipeline)? {
+            rows.sweeps.put_back(queued);
+        } else {
+            rows.sweeps.end(&queued, pipeline.step.state);
         }
     }
+    Ok(RejectedTimer::DeadLetter)
 }
 
-/// Removes a row that a record is about to read, if a sweep removes it and has not reached it yet.
-fn sweep_row(
+/// Continues sweeps until they have ended, or this call of the processor has done the work of a step.
+fn sweep(
     relation: &Relation,
     rows: &mut TableRows,
-    row_key: &str,
+    at: &TopicPartition,
     pipeline: &mut Pipeline<'_>,
 ) -> Result<(), StepError> {
-    if rows.sweeps.is_empty() {
-        return Ok(());
-    }
-    let state_key = rows.state_key(row_key);
-    let row = rows.get(&state_key, pipeline.step.state)?.transpose();
-    let Some(row) = row.map_err(|e| pipeline.damaged(e))? else {
-        return Ok(());
-    };
-    let job = rows
-        .sweeps
-        .removing(row_key, row.version)
-        .filter(|_| row.deleted_ms.is_none());
-    match job.cloned() {
-        Some(job) => SweptRow {
-            state_key: &state_key,
-            row,
+    while let Some(mut queued) = rows.sweeps.take() {
+        let found = find_rows(&queued.job, rows, pipeline)?;
+        for (state_key, value) in &found.rows {
+            let row = Row::decode(value).map_err(|e| pipeline.damaged(e))?;
+            let swept = SweptRow { state_key, row };
+            swept
+                .remove(relation, rows, &queued.job.work, pipeline)
+                .or_else(|error| swept.not_removed(error, relation, at, pipeline))?;
         }
-        .remove(relation, rows, &job, pipeline),
-        None => Ok(()),
+        if moves_on(&mut queued.job, found.next, pipeline)? {
+            rows.sweeps.put_back(queued);
+        } else {
+            rows.sweeps.end(&queued, pipeline.step.state);
+        }
     }
+    Ok(())
+}
+
+/// The rows of the next step of a sweep.
+fn find_rows(job: &Job<TableSweep>, rows: &mut TableRows, pipeline: &Pipeline<'_>) -> Result<Found, StepError> {
+    let damaged = |error| pipeline.damaged(error);
+    Ok(sweeps::find_rows(
+        job,
+        &mut rows.sweeps.budget,
+        pipeline.step.state,
+        &damaged,
+    )?)
+}
+
+/// Moves a sweep to where a step has stopped; `false` if the step visited everything.
+fn moves_on(job: &mut Job<TableSweep>, next: Option<Vec<u8>>, pipeline: &Pipeline<'_>) -> Result<bool, StepError> {
+    let Some(next) = next else { return Ok(false) };
+    job.continue_at(next).map_err(|e| pipeline.damaged(e))?;
+    Ok(true)
 }
 
 /// A live row that a sweep removes.
@@ -277,12 +348,13 @@ struct SweptRow<'r> {
 }
 
 impl SweptRow<'_> {
-    /// Removes the row. Its new version is that of the record that removes it.
+    /// Removes the row. Its new version is that of the record that removes it. With a record error, the row was nevertheless
+    /// removed.
     fn remove(
         &self,
         relation: &Relation,
         rows: &mut TableRows,
-        job: &Job,
+        of: &TableSweep,
         pipeline: &mut Pipeline<'_>,
     ) -> Result<(), StepError> {
         let row_key = keys::row_key_of(self.state_key, rows.prefix().len());
@@ -294,18 +366,49 @@ impl SweptRow<'_> {
                     old: Some(contribution.as_contribution()),
                     new: None,
                 },
-                at: job.timestamp,
+                at: of.timestamp,
             }),
             None => Ok(()),
         };
         let deleted = Row {
-            version: job.sweep.at,
+            version: of.sweep.at,
             deleted_ms: Some(pipeline.step.context.now),
             ..Row::default()
         };
         rows.put(self.state_key, None, &deleted, pipeline.step.state);
         applied
     }
+
+    /// Writes a dead letter for the row, because the result without it cannot be written. As the row is removed, that
+    /// happens once per version of the row.
+    fn not_removed(
+        &self,
+        error: StepError,
+        relation: &Relation,
+        at: &TopicPartition,
+        pipeline: &mut Pipeline<'_>,
+    ) -> Result<(), StepError> {
+        let StepError::Record(error) = error else {
+            return Err(error);
+        };
+        let key = keys::row_key_of(self.state_key, keys::table_prefix(relation.side.name()).len());
+        let unwritten = Unwritten {
+            table: relation.name.clone(),
+            key: key.to_owned(),
+            reason: error.source.to_string(),
+        };
+        pipeline.step.output.dead_letter_of_input(at, error.stage, &unwritten);
+        Ok(())
+    }
+}
+
+/// The result without a removed row cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("row [{key}] of `{table}` is removed, but the result without it cannot be written: {reason}")]
+struct Unwritten {
+    table: String,
+    key: String,
+    reason: String,
 }
 
 /// The state of a row's old key, as it was after the tombstone that the key change wrote.

@@ -6,7 +6,7 @@
 //! which changes of unknown rows are ignored) rises to its version (docs/protocol/view-sync.md, "The writer").
 
 use super::stored_row::{Row, StateError, readable_version};
-use super::sweeps::Sweeps;
+use super::sweeps::{self, Sweeps};
 use super::values::{read_array, read_byte, read_bytes, write_bytes};
 use crate::input::{ChangeRecord, StepLimits, keys};
 use event_log::Millis;
@@ -91,7 +91,7 @@ impl TableRows {
         TableRows {
             name,
             first_deleted: None,
-            sweeps: Sweeps::new(name, limits),
+            sweeps: sweeps::queue(name, limits),
             progress: Progress {
                 source_epoch: 1,
                 floor: Version::default(),
@@ -101,6 +101,11 @@ impl TableRows {
             open: false,
             dirty: false,
         }
+    }
+
+    /// Name of the table in state keys.
+    pub fn name(&self) -> &'static str {
+        self.name
     }
 
     /// Epoch of the source, or of the topic for the output of a processor.
@@ -161,7 +166,7 @@ impl TableRows {
     pub fn restore(&mut self, state: &State) -> Result<Result<(), StateError>> {
         (self.open, self.dirty, self.first_deleted) = (false, false, None);
         if let Err(error) = self.sweeps.restore(state)? {
-            return Ok(Err(error));
+            return Ok(Err(error.into()));
         }
         (self.progress.source_epoch, self.progress.floor) = (1, Version::default());
         let Some(bytes) = state.get(&self.progress_key())? else {
@@ -183,7 +188,7 @@ impl TableRows {
 
     /// Removes rows that were deleted before the horizon from the state, and writes jobs and progress if they changed.
     pub fn before_commit(&mut self, now: Millis, state: &mut State) -> Result<Result<(), StateError>> {
-        self.sweeps.before_commit(now, state);
+        self.sweeps.store(now, state);
         if let Err(error) = self.forget(now - self.horizon_ms, state)? {
             return Ok(Err(error));
         }

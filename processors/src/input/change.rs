@@ -276,6 +276,35 @@ pub fn row_of<'a>(record: &RecordRef<'a>, event: Option<&'a str>) -> Option<(&'a
     (!row_key.is_empty()).then(|| (table, row_state_key(table, row_key)))
 }
 
+/// The table of a record that can concern any of its rows: a TRUNCATE, the end of a chunk, or a missing record. `None` for
+/// a change of a row, and if the record's key does not contain a table.
+pub fn swept_table_of<'a>(record: &RecordRef<'a>, event: Option<&str>) -> Option<&'a str> {
+    if event.is_some() {
+        return None;
+    }
+    let key = record.key()?;
+    schemas::key::check(key).ok()?;
+    let mut parts = Parts::new(key).ok()?;
+    match table_name(&mut parts).ok()? {
+        "~chunk" | "~missing" => table_name(&mut parts).ok(),
+        table => parts.rest().is_empty().then_some(table),
+    }
+}
+
+/// Whether a record was redriven because it was a dead letter of another application, so that it was processed here before.
+/// Records that another program redrives do not name an application, and are of all.
+pub fn is_redriven_for_another(record: &RecordRef<'_>, application: &str) -> bool {
+    let is_redriven = record.header(headers::REPLAYED) == Some(headers::REDRIVE.as_bytes());
+    let of = record.header(headers::errors::CONNECTOR_NAME).filter(|_| is_redriven);
+    of.is_some_and(|of| of != application.as_bytes())
+}
+
+/// The header `tx` of a record that cannot be read otherwise, if it belongs to a source transaction.
+pub fn tx_of(record: &RecordRef<'_>, event: Option<&str>) -> Option<Tx> {
+    let tx = record.header(headers::TX).filter(|_| event.is_none())?;
+    Tx::parse(tx).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -113,15 +113,15 @@ pub struct Found {
 }
 
 /// Finds the keys of ordered spans, from the key `from` on, that `selects` selects by key and value. Reduces `limits` by
-/// what it did, and stops when one is reached.
+/// what it did, and stops when one is reached, or at the first error of `selects`.
 pub fn find(
     state: &State,
     spans: &[KeySpan],
     from: &[u8],
     limits: &mut StepLimits,
-    selects: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    selects: &mut dyn FnMut(&[u8], &[u8]) -> Result<bool>,
 ) -> Result<Found> {
-    let mut out = Found::default();
+    let (mut out, mut failed) = (Found::default(), None);
     for span in spans.iter().filter(|span| span.end.as_slice() > from) {
         let from = span.from.as_slice().max(from);
         state.scan_range(from, Some(&span.end), &mut |key, value| {
@@ -130,13 +130,23 @@ pub fn find(
                 return ControlFlow::Break(());
             }
             limits.visited -= 1;
-            if selects(key, value) {
-                limits.found -= 1;
-                limits.bytes = limits.bytes.saturating_sub(key.len() + value.len());
-                out.rows.push((key.to_vec(), value.to_vec()));
+            match selects(key, value) {
+                Ok(true) => {
+                    limits.found -= 1;
+                    limits.bytes = limits.bytes.saturating_sub(key.len() + value.len());
+                    out.rows.push((key.to_vec(), value.to_vec()));
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    failed = Some(error);
+                    return ControlFlow::Break(());
+                }
             }
             ControlFlow::Continue(())
         })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
         if out.next.is_some() {
             break;
         }

@@ -5,23 +5,23 @@
 //! applied to that row ([`SyncViews::sweep_row`]), so that no record notices that a job has not reached its row yet. No
 //! transaction end marker is written while a job exists, so that no part of a job is ever visible (I3).
 
-use super::jobs::{Job, Jobs, Phase, Rebuild, TableSweep, Work};
+use super::jobs::{Phase, Rebuild, TableSweep, Task, Work, sweeps_of};
 use super::state::{Missing, Row, Snapshot, StateError, damaged};
 use super::{SyncViews, Target, put_row};
-use crate::input::{ChangeRecord, KeySpan, Sweep, find, keys};
+use crate::input::{AfterRejection, ChangeRecord, Found, Job, KeySpan, Replayed, Sweep, find, keys};
 use crate::step::Step;
 use schemas::version::Version;
 use std::sync::Arc;
-use streams::Result;
+use streams::{RejectedTimer, Result};
 use views::rules::{Relation, ViewOutputs};
 
 /// Maximum length of the JSON of a row that a job writes.
 const REBUILT_BYTES_MAX: usize = 900_000;
 
 impl SyncViews {
-    /// Starts the job of a TRUNCATE or of the end of a chunk, and does its first step. Most jobs end with it.
-    pub(super) fn start_sweep(&mut self, input: &ChangeRecord<'_>, step: &mut Step<'_>) -> Result<()> {
-        let Some(sweep) = Sweep::of(input) else { return Ok(()) };
+    /// Adds the job of a TRUNCATE or of the end of a chunk. Its first step belongs to the record, and most jobs end with it.
+    pub(super) fn add_sweep(&mut self, input: &ChangeRecord<'_>) {
+        let Some(sweep) = Sweep::of(input) else { return };
         // At or below the floor, the rows of the chunk may have been ignored, so the chunk proves nothing about missing
         // changes.
         let low = sweep.chunk.as_ref().map(|end| sweep.low(end));
@@ -39,8 +39,12 @@ impl SyncViews {
         if !covers {
             self.stream_dirty |= self.stream.snapshots.remove(&sweep.table).is_some();
         }
-        self.jobs.push(Job::new(Work::Sweep(TableSweep { sweep, covers })));
-        self.continue_jobs(step)
+        let redriven = input.replayed == Some(Replayed::Redrive);
+        self.jobs.push(Work::new(Task::Sweep(TableSweep {
+            sweep,
+            covers,
+            redriven,
+        })));
     }
 
     /// Continues the jobs until they have ended, or this call of the processor has done the work of a step.
@@ -50,48 +54,139 @@ impl SyncViews {
                 self.jobs.put_back(queued);
                 continue;
             }
-            Jobs::end(&queued, step.state);
-            match &queued.job.work {
-                Work::Sweep(TableSweep { sweep, .. }) => self.end_sweep(sweep, step)?,
-                Work::Rebuild(rebuild) => self.views_changed(&rebuild.table, &rebuild.removed, step.output),
+            self.jobs.end(&queued, step.state);
+            match &queued.job.work.task {
+                Task::Sweep(of) => self.end_sweep(of, step)?,
+                Task::Rebuild(rebuild) => self.views_changed(rebuild, step.output),
             }
         }
         Ok(())
     }
 
     /// Continues a job, and returns whether it has ended.
-    fn continue_job(&mut self, job: &mut Job, step: &mut Step<'_>) -> Result<bool> {
-        let spans = job.spans();
-        if job.phase == Phase::Rows {
-            let next = match &job.work {
-                Work::Sweep(of) => self.remove_rows(&of.sweep, &spans, &job.cursor, step)?,
-                Work::Rebuild(rebuild) => self.rebuild_rows(rebuild, &spans, &job.cursor, step)?,
-            };
-            if let Some(next) = next {
-                job.continue_at(next).map_err(|e| damaged(&e))?;
+    fn continue_job(&mut self, job: &mut Job<Work>, step: &mut Step<'_>) -> Result<bool> {
+        if job.work.phase == Phase::Rows {
+            self.begin_rebuild(job, step)?;
+            let found = self.find_rows(job, step)?;
+            for (state_key, value) in &found.rows {
+                match &job.work.task {
+                    Task::Sweep(of) => self.remove_row(&of.sweep, state_key, value, step)?,
+                    Task::Rebuild(rebuild) => self.rebuild_row(rebuild, state_key, value, step)?,
+                }
+            }
+            if moves_on(job, found.next)? {
                 return Ok(false);
             }
-            (job.phase, job.cursor) = (Phase::Missing, String::new());
+            (job.work.phase, job.cursor) = (Phase::Missing, String::new());
         }
-        let next = match &job.work {
-            Work::Sweep(of) if of.covers && self.stream.missing.contains_key(&of.sweep.table) => {
-                self.remove_missing_entries(&of.sweep, &spans, &job.cursor, step)?
+        let found = self.find_entries(job, step)?;
+        for (key, _) in &found.rows {
+            match &job.work.task {
+                Task::Sweep(of) => self.cover(&of.sweep, key, step)?,
+                Task::Rebuild(_) => step.state.delete(key),
             }
-            Work::Rebuild(rebuild) if self.config.rules.relation(&rebuild.table).is_none() => {
-                self.forget_missing_entries(&spans, &job.cursor, step)?
+        }
+        Ok(!moves_on(job, found.next)?)
+    }
+
+    /// Called when the effects of a job's step, which was alone in its transaction, were rejected. The row that causes it is
+    /// searched with smaller steps. It is skipped, and its views are stale until it is written again. So one row becomes
+    /// one dead letter, and the job continues.
+    pub(super) fn step_rejected(&mut self, step: &mut Step<'_>) -> Result<RejectedTimer> {
+        match self.jobs.rejected() {
+            AfterRejection::Nothing => Ok(RejectedTimer::DeadLetter),
+            AfterRejection::FewerRows => Ok(RejectedTimer::Retried),
+            AfterRejection::SkipsRow => {
+                if let Some(mut queued) = self.jobs.take() {
+                    self.skip_row(&mut queued.job, step)?;
+                    self.jobs.put_back(queued);
+                }
+                Ok(RejectedTimer::DeadLetter)
             }
-            Work::Sweep(_) | Work::Rebuild(_) => None,
+        }
+    }
+
+    fn skip_row(&mut self, job: &mut Job<Work>, step: &mut Step<'_>) -> Result<()> {
+        let is_row = job.work.phase == Phase::Rows;
+        let found = if is_row {
+            self.find_rows(job, step)?
+        } else {
+            self.find_entries(job, step)?
         };
-        if let Some(next) = next {
-            job.continue_at(next).map_err(|e| damaged(&e))?;
-            return Ok(false);
+        let table = job.work.table().to_owned();
+        for (state_key, value) in found.rows.iter().filter(|_| is_row) {
+            let version = match &job.work.task {
+                Task::Sweep(of) => of.sweep.at,
+                Task::Rebuild(_) => Row::header(value).map_err(|e| damaged(&e))?.version,
+            };
+            let row_key = keys::row_key_of(state_key, keys::table_prefix(&table).len());
+            tracing::error!(
+                table,
+                row_key,
+                "row skipped by a job, because its removal or change was rejected"
+            );
+            self.record_missing(&table, state_key, version, step)?;
         }
-        Ok(true)
+        if !moves_on(job, found.next)? && is_row {
+            (job.work.phase, job.cursor) = (Phase::Missing, String::new());
+        }
+        Ok(())
+    }
+
+    /// The rows of the next step.
+    fn find_rows(&mut self, job: &Job<Work>, step: &Step<'_>) -> Result<Found> {
+        let has_relation = self.config.rules.relation(job.work.table()).is_some();
+        let prefix = keys::table_prefix(job.work.table()).len();
+        let (spans, cursor) = (job.work.spans(), job.cursor.as_bytes());
+        let selects = &mut |key: &[u8], value: &[u8]| match &job.work.task {
+            Task::Sweep(of) => {
+                is_removed(&of.sweep, keys::row_key_of(key, prefix), value).map_err(|error| damaged(&error))
+            }
+            Task::Rebuild(_) => {
+                let header = Row::header(value).map_err(|error| damaged(&error))?;
+                Ok(!has_relation || !header.is_deleted)
+            }
+        };
+        find(step.state, &spans, cursor, &mut self.jobs.budget, selects)
+    }
+
+    /// The missing entries that the next step removes.
+    fn find_entries(&mut self, job: &Job<Work>, step: &Step<'_>) -> Result<Found> {
+        let removes_entries = match &job.work.task {
+            Task::Sweep(of) => of.covers && self.stream.missing.contains_key(&of.sweep.table),
+            Task::Rebuild(rebuild) => self.config.rules.relation(&rebuild.table).is_none(),
+        };
+        if !removes_entries {
+            return Ok(Found::default());
+        }
+        let prefix = keys::missing_prefix(job.work.table()).len();
+        let (spans, cursor) = (missing_spans(&job.work.spans()), job.cursor.as_bytes());
+        let selects = &mut |key: &[u8], value: &[u8]| match &job.work.task {
+            Task::Sweep(of) => {
+                let missing = Missing::decode(value).map_err(|error| damaged(&error))?;
+                Ok(of.sweep.covers(keys::row_key_of(key, prefix), missing.newest))
+            }
+            Task::Rebuild(_) => Ok(true),
+        };
+        find(step.state, &spans, cursor, &mut self.jobs.budget, selects)
     }
 
     /// Called when the job of a chunk end has ended. The last chunk of a snapshot proves, together with all chunks before it,
     /// the state of the whole table.
-    fn end_sweep(&mut self, sweep: &Sweep, step: &mut Step<'_>) -> Result<()> {
+    fn end_sweep(&mut self, of: &TableSweep, step: &mut Step<'_>) -> Result<()> {
+        let TableSweep {
+            sweep,
+            covers,
+            redriven,
+        } = of;
+        let whole_table = keys::missing_key(&keys::whole_table_key(&sweep.table));
+        let entry = step.state.get(&whole_table)?.map(|value| Missing::decode(&value));
+        let entry = entry.transpose().map_err(|e| damaged(&e))?;
+        // The table lacked only this record.
+        let is_missing = entry.is_some_and(|missing| missing.only && missing.newest == sweep.at);
+        if *covers && *redriven && is_missing {
+            self.cover(sweep, &whole_table, step)?;
+        }
         let Some(end) = sweep.chunk.as_ref().filter(|end| end.last) else {
             return Ok(());
         };
@@ -102,50 +197,18 @@ impl SyncViews {
             .filter(|of| of.id == end.snapshot)
         {
             self.stream_dirty = true;
+            self.table_loaded(&sweep.table, step.output);
             let low: Option<Version> = snapshot.low.parse().ok();
             let low = low.ok_or_else(|| damaged(&StateError::Damaged("the version of a snapshot")))?;
-            let key = keys::missing_key(&keys::whole_table_key(&sweep.table));
-            let entry = step.state.get(&key)?.map(|value| Missing::decode(&value));
-            if let Some(entry) = entry
-                && entry.map_err(|e| damaged(&e))?.newest < low
-            {
-                self.cover(sweep, &key, step)?;
+            let entry = step.state.get(&whole_table)?.map(|value| Missing::decode(&value));
+            let entry = entry.transpose().map_err(|e| damaged(&e))?;
+            if entry.is_some_and(|missing| missing.newest < low) {
+                self.cover(sweep, &whole_table, step)?;
             }
         }
         // Clears a mark that was set by an earlier release, which had no missing entries.
         self.update_stale_mark(&sweep.table, step.output);
         Ok(())
-    }
-
-    /// Removes rows, and returns the key at which to continue.
-    fn remove_rows(
-        &mut self,
-        sweep: &Sweep,
-        spans: &[KeySpan],
-        cursor: &str,
-        step: &mut Step<'_>,
-    ) -> Result<Option<Vec<u8>>> {
-        let prefix = keys::table_prefix(&sweep.table).len();
-        let mut failed = None;
-        let found = find(
-            step.state,
-            spans,
-            cursor.as_bytes(),
-            &mut self.jobs.budget,
-            &mut |key, value| {
-                is_removed(sweep, keys::row_key_of(key, prefix), value).unwrap_or_else(|error| {
-                    failed = Some(error);
-                    false
-                })
-            },
-        )?;
-        if let Some(error) = failed {
-            return Err(damaged(&error));
-        }
-        for (state_key, value) in &found.rows {
-            self.remove_row(sweep, state_key, value, step)?;
-        }
-        Ok(found.next)
     }
 
     /// Removes a row. Its new version is that of the record that removes it.
@@ -163,83 +226,34 @@ impl SyncViews {
         Ok(())
     }
 
-    /// Removes missing entries, and returns the key at which to continue.
-    fn remove_missing_entries(
-        &mut self,
-        sweep: &Sweep,
-        spans: &[KeySpan],
-        cursor: &str,
-        step: &mut Step<'_>,
-    ) -> Result<Option<Vec<u8>>> {
-        let prefix = keys::missing_prefix(&sweep.table).len();
-        let spans = missing_spans(spans);
-        let mut failed = None;
-        let found = find(
-            step.state,
-            &spans,
-            cursor.as_bytes(),
-            &mut self.jobs.budget,
-            &mut |key, value| match Missing::decode(value) {
-                Ok(missing) => sweep.covers(keys::row_key_of(key, prefix), missing.newest),
-                Err(error) => {
-                    failed = Some(error);
-                    false
-                }
-            },
-        )?;
-        if let Some(error) = failed {
-            return Err(damaged(&error));
+    /// Before the first step of a rebuild: the rows of a table that no view read before are not in the state, so any of them
+    /// may be missing.
+    fn begin_rebuild(&mut self, job: &Job<Work>, step: &mut Step<'_>) -> Result<()> {
+        let Task::Rebuild(rebuild) = &job.work.task else {
+            return Ok(());
+        };
+        let table = &rebuild.table;
+        if !rebuild.is_new || !job.cursor.is_empty() || self.config.rules.relation(table).is_none() {
+            return Ok(());
         }
-        for (key, _) in &found.rows {
-            self.cover(sweep, key, step)?;
-        }
-        Ok(found.next)
+        tracing::warn!(table, "views are stale until the table is snapshotted");
+        self.record_missing(table, &keys::whole_table_key(table), self.floor, step)
     }
 
-    /// Writes rows as the rules require now, and returns the key at which to continue.
-    fn rebuild_rows(
-        &mut self,
-        rebuild: &Rebuild,
-        spans: &[KeySpan],
-        cursor: &str,
-        step: &mut Step<'_>,
-    ) -> Result<Option<Vec<u8>>> {
-        let table = &rebuild.table;
-        let relation = self.config.rules.relation(table).cloned();
-        if rebuild.is_new && cursor.is_empty() && relation.is_some() {
-            // The rows of the table were not read before, so any of them may be missing.
-            tracing::warn!(table, "views are stale until the table is snapshotted");
-            self.record_missing(table, &keys::whole_table_key(table), self.floor, step)?;
-        }
-        let mut failed = None;
-        let found = find(
-            step.state,
-            spans,
-            cursor.as_bytes(),
-            &mut self.jobs.budget,
-            &mut |_, value| match Row::header(value) {
-                Ok(header) => relation.is_none() || !header.is_deleted,
-                Err(error) => {
-                    failed = Some(error);
-                    false
-                }
-            },
-        )?;
-        if let Some(error) = failed {
-            return Err(damaged(&error));
-        }
-        for (state_key, value) in &found.rows {
-            let row = Row::decode(value).map_err(|e| damaged(&e))?;
-            match &relation {
-                Some(relation) => self.rebuild_row(relation, state_key, row, step)?,
-                None => self.forget_row(table, state_key, &row, step),
+    /// Writes a row as the rules require now.
+    fn rebuild_row(&mut self, rebuild: &Rebuild, state_key: &[u8], value: &[u8], step: &mut Step<'_>) -> Result<()> {
+        let row = Row::decode(value).map_err(|e| damaged(&e))?;
+        match self.config.rules.relation(&rebuild.table).cloned() {
+            Some(relation) => self.rewrite_row(&relation, state_key, row, step),
+            None => {
+                self.forget_row(&rebuild.table, state_key, &row, step);
+                Ok(())
             }
         }
-        Ok(found.next)
     }
 
     /// Writes a row as the rules require now. If its image is not sufficient, the row lacks its last change.
-    fn rebuild_row(
+    fn rewrite_row(
         &mut self,
         relation: &Arc<Relation>,
         state_key: &[u8],
@@ -294,21 +308,6 @@ impl SyncViews {
         self.stream_dirty = true;
     }
 
-    /// Removes the missing entries of a table that no view reads any more.
-    fn forget_missing_entries(
-        &mut self,
-        spans: &[KeySpan],
-        cursor: &str,
-        step: &mut Step<'_>,
-    ) -> Result<Option<Vec<u8>>> {
-        let (spans, cursor) = (missing_spans(spans), cursor.as_bytes());
-        let found = find(step.state, &spans, cursor, &mut self.jobs.budget, &mut |_, _| true)?;
-        for (key, _) in &found.rows {
-            step.state.delete(key);
-        }
-        Ok(found.next)
-    }
-
     /// Applies the jobs to a row that a record is about to read, and to its missing entry, as if they had ended before the
     /// record.
     pub(super) fn sweep_row(&mut self, table: &str, state_key: &[u8], step: &mut Step<'_>) -> Result<()> {
@@ -317,7 +316,7 @@ impl SyncViews {
         }
         let row_key = keys::row_key_of(state_key, keys::table_prefix(table).len());
         let missing_key = keys::missing_key(state_key);
-        for TableSweep { sweep, covers } in self.jobs.sweeps_of(table) {
+        for TableSweep { sweep, covers, .. } in sweeps_of(&self.jobs, table) {
             let row = step.state.get(state_key)?.map(std::borrow::Cow::into_owned);
             if let Some(value) = row
                 && is_removed(&sweep, row_key, &value).map_err(|e| damaged(&e))?
@@ -336,6 +335,13 @@ impl SyncViews {
         }
         Ok(())
     }
+}
+
+/// Moves a job to where a step has stopped; `false` if the step visited everything.
+fn moves_on(job: &mut Job<Work>, next: Option<Vec<u8>>) -> Result<bool> {
+    let Some(next) = next else { return Ok(false) };
+    job.continue_at(next).map_err(|e| damaged(&e))?;
+    Ok(true)
 }
 
 /// A rejected output would stop the job, so a row that the log may reject is not written.

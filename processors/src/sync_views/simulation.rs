@@ -9,6 +9,7 @@
 mod edge;
 mod events;
 mod oracle;
+mod page;
 mod row;
 mod source;
 
@@ -44,6 +45,8 @@ const JOB_STEP: StepLimits = StepLimits {
     found: 1,
     bytes: usize::MAX,
 };
+/// The views of the databases, which have a first snapshot.
+const SNAPSHOT_VIEWS: [&str; 2] = ["x", "y"];
 const BUCKETS: [char; 4] = ['a', 'b', 'c', 'd'];
 /// Number of seeds of a run without `TRUNKLINE_VIEWS_SIMULATION`.
 const SEEDS: u64 = 300;
@@ -133,9 +136,9 @@ struct Views {
 }
 
 impl Views {
-    fn new(_: &mut Rng) -> Self {
+    fn new(rng: &mut Rng) -> Self {
         Views {
-            sources: vec![Source::new("x", 5), Source::new("y", 3)],
+            sources: vec![Source::new("x", 5, rng), Source::new("y", 3, rng)],
             events: Events::default(),
             readers: None,
             snapshots: 0,
@@ -220,6 +223,7 @@ impl Scenario for Views {
                             transaction_end: 2,
                             transaction_begin: 3,
                             stale: 4,
+                            loaded: 5,
                         },
                         horizon_ms: HORIZON,
                         job_step: JOB_STEP,
@@ -259,7 +263,7 @@ impl Scenario for Views {
         Ok(())
     }
 
-    /// Whether there is nothing left to stream and no view is stale. A snapshot clears the staleness of tables, new
+    /// Whether there is nothing left to stream, every view is loaded and none is stale. A snapshot clears the staleness of tables, new
     /// events that of event topics.
     fn is_idle(&mut self, broker: &mut Broker) -> bool {
         let Some(readers) = &self.readers else { return false };
@@ -269,11 +273,13 @@ impl Scenario for Views {
                 .iter()
                 .any(|o| o.now().stale.iter().any(|(of, _)| of == view))
         };
+        let is_loaded = |view: &str| readers.oracles.iter().all(|o| o.now().loaded.contains(view));
         for source in &mut self.sources {
             if source.snapshot_step() || source.emit(broker, &mut Rng::of_seed(0), false) {
                 return false;
             }
-            if (source.is_behind() || stale(source.name)) && self.snapshots < 8 {
+            let is_whole = !source.is_behind() && !stale(source.name) && is_loaded(source.name);
+            if !is_whole && self.snapshots < 8 {
                 self.snapshots += 1;
                 source.snapshot();
                 return false;
@@ -356,6 +362,8 @@ fn devices_under_random_faults_hold_the_view_of_the_whole_history() {
         "key change",
         "key change without the note",
         "dead letter",
+        "dead chunk end",
+        "loading",
         "missing record",
         "redriven",
         "dead event",

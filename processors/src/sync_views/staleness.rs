@@ -6,12 +6,14 @@
 //! truncation whose range contains the row. A change that omits columns does not prove the values of those columns. The
 //! rules are in docs/protocol/view-sync.md, "Stale rows", and ADR 8.
 
+use super::jobs::Rebuild;
 use super::key_change::Applied;
 use super::state::{Missing, Row, damaged};
 use super::{SyncViews, put_row};
 use crate::input::{self, ChangeRecord, KeyChange, Kind, Sweep, keys};
 use crate::step::Step;
-use event_log::RecordRef;
+use event_log::{Millis, RecordRef};
+use schemas::headers;
 use schemas::version::Version;
 use streams::{Output, Result, State};
 
@@ -45,27 +47,44 @@ impl SyncViews {
         Ok(())
     }
 
-    /// Adds a missing entry for the row of a record that became a dead letter, if the record's key identifies a row.
-    pub(super) fn record_missed(
-        &mut self,
-        record: RecordRef<'_>,
-        input: Option<&ChangeRecord<'_>>,
-        step: &mut Step<'_>,
-    ) -> Result<()> {
-        let rules = self.config.rules.clone();
-        let (table, state_key, version) = match input {
-            Some(input) => match &input.kind {
-                Kind::Row(change) => (input.table, change.state_key.clone(), input.version),
-                Kind::Missing { state_key } => (input.table, state_key.clone(), input.version),
-                Kind::Truncate | Kind::ChunkEnd(_) => return Ok(()),
-            },
-            // If the version of a record cannot be read, the record is at least as new as the record before it.
-            None => match input::row_of(&record, rules.event()) {
-                Some((table, state_key)) => (table, state_key, self.last.max(self.floor)),
-                None => return Ok(()),
-            },
+    /// Adds a missing entry for the row of a record that became a dead letter. Without its TRUNCATE or the end of a chunk,
+    /// any row of the table may be one that does not exist any more.
+    pub(super) fn record_missed(&mut self, input: &ChangeRecord<'_>, step: &mut Step<'_>) -> Result<()> {
+        let whole_table;
+        let state_key = match &input.kind {
+            Kind::Row(change) => &change.state_key,
+            Kind::Missing { state_key } => state_key,
+            Kind::Truncate | Kind::ChunkEnd(_) => {
+                whole_table = keys::whole_table_key(input.table);
+                &whole_table
+            }
         };
-        self.record_missing(table, &state_key, version, step)
+        self.record_missing(input.table, state_key, input.version, step)
+    }
+
+    /// Processes a record that cannot be read: adds a missing entry for its row or table, if its key contains them. Its
+    /// header `tx` may be readable, and then the record still counts for its source transaction. Returns its commit time.
+    pub(super) fn record_unreadable(&mut self, record: RecordRef<'_>, step: &mut Step<'_>) -> Result<Millis> {
+        let rules = self.config.rules.clone();
+        let tx = input::tx_of(&record, rules.event());
+        if let Some(tx) = &tx {
+            if tx.source_epoch > self.stream.source_epoch {
+                self.begin_source_epoch(tx.source_epoch);
+            }
+            self.last = tx.version();
+            if record.header(headers::REPLAYED).is_none() {
+                self.stream_dirty |= self.stream.open == tx.last;
+                self.stream.open = !tx.last;
+            }
+        }
+        let of_table = |table| (table, keys::whole_table_key(table));
+        let found = input::row_of(&record, rules.event());
+        let found = found.or_else(|| input::swept_table_of(&record, rules.event()).map(of_table));
+        if let Some((table, state_key)) = found {
+            // Without a readable version, the record is at least as new as the record before it.
+            self.record_missing(table, &state_key, self.last.max(self.floor), step)?;
+        }
+        Ok(tx.map_or(record.timestamp(), |tx| tx.at_ms))
     }
 
     /// Adds a change to the missing entry of a row.
@@ -191,21 +210,58 @@ impl SyncViews {
         self.stream_dirty = true;
     }
 
-    /// Updates the marks of the views of a table after the rules have changed.
-    pub(super) fn views_changed(&mut self, table: &str, removed: &[String], output: &mut Output) {
-        if !self.stream.stale.contains(table) {
+    /// Called when a snapshot of a table has ended. The first one makes its views loaded.
+    pub(super) fn table_loaded(&mut self, table: &str, output: &mut Output) {
+        let loaded = self.stream.loaded.get_or_insert_default();
+        if !loaded.insert(table.to_owned()) {
             return;
         }
-        for view in removed {
-            self.write_stale_mark(view, false, output);
+        tracing::info!(table, "views are loaded");
+        self.stream_dirty = true;
+        let relation = self.config.rules.relation(table).cloned();
+        for view in relation.iter().flat_map(|relation| relation.views()) {
+            self.write_loaded_mark(view, true, output);
         }
-        match self.config.rules.relation(table).cloned() {
-            Some(relation) => relation
-                .views()
-                .for_each(|view| self.write_stale_mark(view, true, output)),
-            None => {
-                self.stream.stale.remove(table);
-                self.stream.missing.remove(table);
+    }
+
+    /// Writes a mark to every partition. It becomes visible together with the rows of the snapshot.
+    fn write_loaded_mark(&mut self, view: &str, loaded: bool, output: &mut Output) {
+        for partition in 0..self.config.partitions {
+            self.view_log.loaded_mark(view, loaded, partition, output);
+            self.stream.touched.insert(partition);
+        }
+        self.stream_dirty = true;
+    }
+
+    /// Updates the marks of the views of a table after the rules have changed.
+    pub(super) fn views_changed(&mut self, rebuild: &Rebuild, output: &mut Output) {
+        let table = rebuild.table.as_str();
+        let (is_stale, is_loaded) = (self.stream.stale.contains(table), self.stream.is_loaded(table));
+        for view in &rebuild.removed {
+            if is_stale {
+                self.write_stale_mark(view, false, output);
+            }
+            if is_loaded {
+                self.write_loaded_mark(view, false, output);
+            }
+        }
+        let Some(relation) = self.config.rules.relation(table).cloned() else {
+            self.stream.stale.remove(table);
+            self.stream.missing.remove(table);
+            if let Some(loaded) = &mut self.stream.loaded {
+                loaded.remove(table);
+            }
+            self.stream_dirty = true;
+            return;
+        };
+        for view in relation.views() {
+            // The marks of a view that read another table may be set.
+            let is_moved = rebuild.moved.iter().any(|moved| moved == view);
+            if is_stale || is_moved {
+                self.write_stale_mark(view, is_stale, output);
+            }
+            if is_loaded || is_moved {
+                self.write_loaded_mark(view, is_loaded, output);
             }
         }
     }

@@ -45,8 +45,8 @@ pub enum StateError {
 }
 
 /// An error that stops the task because its state cannot be read.
-pub(super) fn damaged(error: &StateError) -> Error {
-    stop("sync-views", error)
+pub(super) fn damaged(error: &impl ToString) -> Error {
+    stop("sync-views", error.to_string())
 }
 
 /// The output that was last written for a row in one view.
@@ -322,6 +322,10 @@ pub struct StreamState {
     /// Snapshots of tables in ranges that have begun and not ended.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub snapshots: BTreeMap<String, Snapshot>,
+    /// Tables whose first snapshot has ended, so that their views are marked loaded. `None` if an earlier release, which
+    /// did not write these marks, wrote the state.
+    #[serde(default)]
+    pub loaded: Option<BTreeSet<String>>,
 }
 
 impl StreamState {
@@ -338,7 +342,13 @@ impl StreamState {
             end: None,
             rules: None,
             snapshots: BTreeMap::new(),
+            loaded: Some(BTreeSet::new()),
         }
+    }
+
+    /// Whether the first snapshot of a table has ended.
+    pub(super) fn is_loaded(&self, table: &str) -> bool {
+        self.loaded.as_ref().is_some_and(|loaded| loaded.contains(table))
     }
 
     /// Encodes the state, including the format byte.

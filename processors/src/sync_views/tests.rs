@@ -6,6 +6,7 @@ mod jobs;
 mod key_changes;
 mod rules;
 mod schemas_of_records;
+mod snapshots;
 
 use super::{Config, StepLimits, SyncViews, Unavailable};
 use event_log::{ErrorAction, NewRecord, RecordBatch, TimestampType, TopicPartition};
@@ -134,6 +135,7 @@ fn processor_with(
             transaction_end: 2,
             transaction_begin: 3,
             stale: 4,
+            loaded: 5,
         },
         horizon_ms: HORIZON,
         job_step,
@@ -153,6 +155,8 @@ struct Harness {
     /// The rows as view, key and bucket.
     keys: BTreeSet<(String, String, String)>,
     stale: bool,
+    /// Loaded views.
+    loaded: BTreeSet<String>,
     dead_letters: usize,
     /// Messages of the dead letters.
     reasons: Vec<String>,
@@ -186,6 +190,7 @@ impl Harness {
             rows: BTreeMap::new(),
             keys: BTreeSet::new(),
             stale: false,
+            loaded: BTreeSet::new(),
             dead_letters: 0,
             reasons: Vec::new(),
         }
@@ -273,6 +278,8 @@ impl Harness {
                     }
                 }
                 ViewRecord::Stale { stale, .. } => self.stale = stale,
+                ViewRecord::Loaded { view, loaded: true, .. } => drop(self.loaded.insert(view.into_owned())),
+                ViewRecord::Loaded { view, .. } => drop(self.loaded.remove(&*view)),
                 ViewRecord::TransactionEnd { .. } => closed = true,
                 ViewRecord::TransactionBegin { .. } => {}
                 other => panic!("{other:?}"),

@@ -1,4 +1,4 @@
-//! Writing the records of `view.log`: rows, stale marks, and the markers that begin and end a source transaction.
+//! Writing the records of `view.log`: rows, marks, and the markers that begin and end a source transaction.
 //!
 //! An end marker makes all earlier records of its writer in its partition visible (docs/protocol/view-sync.md, "Records
 //! of view.log"). The caller therefore keeps a set of the partitions to which it has written since their last end
@@ -52,6 +52,12 @@ impl ViewLog {
     pub(super) fn stale_mark(&mut self, view: &str, stale: bool, partition: i32, output: &mut Output) {
         let headers: [Header<'_>; 1] = [(record::WRITER, Some(self.id.as_bytes()))];
         let written = self.writer.stale_mark(view, stale);
+        send(&self.topic, partition, written, headers, output);
+    }
+
+    pub(super) fn loaded_mark(&mut self, view: &str, loaded: bool, partition: i32, output: &mut Output) {
+        let headers: [Header<'_>; 1] = [(record::WRITER, Some(self.id.as_bytes()))];
+        let written = self.writer.loaded_mark(view, loaded);
         send(&self.topic, partition, written, headers, output);
     }
 

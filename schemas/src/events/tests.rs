@@ -56,6 +56,7 @@ fn records_match_their_released_schemas() {
     check!(TransactionBegin { version: &version }, Datum::Bytes(&version));
     check!(Grant { principal: "corp:42" }, Datum::Str("corp:42"));
     check!(Stale { stale: true }, Datum::Bool(true));
+    check!(Loaded { loaded: true }, Datum::Bool(true));
     let chunk = ChunkEnd {
         table: "orders",
         from: None,

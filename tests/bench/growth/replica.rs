@@ -71,6 +71,7 @@ impl Edge {
             transaction_end: 2,
             transaction_begin: 3,
             stale: 4,
+            loaded: 5,
         };
         let mut buckets: Vec<String> = (0..rows.div_ceil(BUCKET_ROWS)).map(|n| format!("user:{n}")).collect();
         buckets.sort_by_cached_key(|name| BucketId::of(name));

@@ -124,6 +124,7 @@ fn processor() -> SyncViews {
             transaction_end: 2,
             transaction_begin: 3,
             stale: 4,
+            loaded: 5,
         },
         horizon_ms: i64::MAX / 2,
         job_step: StepLimits::default(),

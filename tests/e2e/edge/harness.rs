@@ -49,10 +49,6 @@ impl Memberships for ClaimedBuckets {
             .collect())
     }
 
-    fn scopes(&self) -> u64 {
-        1
-    }
-
     fn partitions(&self) -> i32 {
         PARTITIONS
     }
@@ -273,6 +269,7 @@ impl Line {
                 transaction_end: 2,
                 transaction_begin: 3,
                 stale: 4,
+                loaded: 5,
             },
         );
         let mut out = OutBatch::default();

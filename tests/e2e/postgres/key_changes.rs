@@ -57,6 +57,7 @@ fn sync_views(setting: &Setting) -> StepDriver {
             transaction_end: 2,
             transaction_begin: 3,
             stale: 4,
+            loaded: 5,
         },
         horizon_ms: 1_000_000,
         job_step: sync_views::StepLimits::default(),

@@ -65,6 +65,8 @@ pub struct Target<'a> {
 pub struct Applied {
     /// Buckets with a visible change.
     pub buckets: Vec<BucketId>,
+    /// Whether a view became loaded, so that pages of any bucket may be complete now.
+    pub loaded: bool,
     /// Whether the position reached records that are too young to be compacted while E is unknown. The caller must look
     /// up the log end and pass it to [`super::Replica::set_end`].
     pub need_end: bool,
@@ -84,12 +86,19 @@ struct Progress {
     mid_apply: bool,
 }
 
-/// A change of a stale mark that becomes visible.
-struct StaleChange {
+/// A stale or loaded mark that becomes visible.
+struct Mark {
+    kind: MarkKind,
     view: String,
     writer: u64,
-    stale: bool,
+    is_set: bool,
     end_marker: Offset,
+}
+
+#[derive(Clone, Copy)]
+enum MarkKind {
+    Stale,
+    Loaded,
 }
 
 /// Changes for the next commit.
@@ -102,7 +111,7 @@ struct Staged {
     buckets: HashMap<BucketId, BucketState>,
     /// Stored pending rows to delete, because they are visible now: writer and offset.
     applied_pending: Vec<(u64, Offset)>,
-    stale: Vec<StaleChange>,
+    marks: Vec<Mark>,
     bytes: usize,
 }
 
@@ -113,6 +122,8 @@ struct Applier<'a> {
     progress: Progress,
     staged: Staged,
     touched: HashSet<BucketId>,
+    /// Whether a view became loaded.
+    loaded: bool,
 }
 
 /// Applies records; see [`super::Replica::apply`].
@@ -172,6 +183,7 @@ pub fn apply<'r>(
     applier.flush()?;
     applier.apply.pending.spill(options.pending_bytes_max);
     applied.buckets = applier.touched.into_iter().collect();
+    applied.loaded = applier.loaded;
     Ok(applied)
 }
 
@@ -181,6 +193,7 @@ fn writer_of<'a>(record: &'a ViewRecord<'_>) -> &'a str {
         ViewRecord::TransactionEnd { writer, .. }
         | ViewRecord::TransactionBegin { writer }
         | ViewRecord::Stale { writer, .. }
+        | ViewRecord::Loaded { writer, .. }
         | ViewRecord::Grant { writer } => writer,
     }
 }
@@ -204,6 +217,7 @@ impl<'a> Applier<'a> {
             progress,
             staged: Staged::default(),
             touched: HashSet::new(),
+            loaded: false,
         }
     }
 
@@ -249,15 +263,20 @@ impl<'a> Applier<'a> {
     fn stage(&mut self, writer: u64, offset: Offset, value: &[u8], end_marker: Offset) -> Result<()> {
         match pending::decode(value)? {
             Pending::Invisible => {}
-            Pending::Stale { view, stale } => {
-                let view = view.to_owned();
-                self.staged.stale.push(StaleChange {
-                    view,
-                    writer,
-                    stale,
-                    end_marker,
-                });
-            }
+            Pending::Stale { view, stale } => self.staged.marks.push(Mark {
+                kind: MarkKind::Stale,
+                view: view.to_owned(),
+                writer,
+                is_set: stale,
+                end_marker,
+            }),
+            Pending::Loaded { view, loaded } => self.staged.marks.push(Mark {
+                kind: MarkKind::Loaded,
+                view: view.to_owned(),
+                writer,
+                is_set: loaded,
+                end_marker,
+            }),
             Pending::Row { bucket, row } => {
                 let row = RowValue { end_marker, ..row };
                 self.stage_row(offset, bucket, &row)?;
@@ -347,7 +366,7 @@ impl<'a> Applier<'a> {
         self.apply.pending.stage(partition, &mut batch);
         let mut state = write(self.target.state);
         let mut meta = Meta::of(&state);
-        self.staged.update_stale(&mut meta);
+        self.loaded |= self.staged.apply_marks(&mut meta);
         meta.position = self.progress.position;
         meta.end_marker = self.progress.end_marker;
         meta.as_of = self.progress.as_of;
@@ -376,7 +395,7 @@ impl Staged {
         }
     }
 
-    /// Moves everything but stale marks into a batch. The buckets also remain here, because they are published after
+    /// Moves everything but marks into a batch. The buckets also remain here, because they are published after
     /// the commit.
     fn put(&mut self, partition: i32, batch: &mut Batch) {
         for ((bucket, offset), value) in std::mem::take(&mut self.rows) {
@@ -402,18 +421,26 @@ impl Staged {
         self.bytes = 0;
     }
 
-    fn update_stale(&mut self, meta: &mut Meta) {
-        for change in self.stale.drain(..) {
+    /// Applies marks, and returns whether a view became loaded.
+    fn apply_marks(&mut self, meta: &mut Meta) -> bool {
+        let mut became_loaded = false;
+        for mark in self.marks.drain(..) {
+            let set = match mark.kind {
+                MarkKind::Stale => &mut meta.stale,
+                MarkKind::Loaded => &mut meta.loaded,
+            };
             // One entry per writer: a view is stale as long as any writer's mark is set (I3).
-            let entry = (change.view, change.writer);
-            let changed = if change.stale {
-                meta.stale.insert(entry)
+            let entry = (mark.view, mark.writer);
+            let changed = if mark.is_set {
+                set.insert(entry)
             } else {
-                meta.stale.remove(&entry)
+                set.remove(&entry)
             };
             if changed {
-                meta.stale_changed = change.end_marker;
+                meta.stale_changed = mark.end_marker;
+                became_loaded |= mark.is_set && matches!(mark.kind, MarkKind::Loaded);
             }
         }
+        became_loaded
     }
 }

@@ -17,6 +17,8 @@ pub struct Meta {
     pub mid_apply: bool,
     pub stale: BTreeSet<(String, u64)>,
     pub stale_changed: Offset,
+    #[serde(default)]
+    pub loaded: BTreeSet<(String, u64)>,
 }
 
 impl Meta {
@@ -28,6 +30,7 @@ impl Meta {
             mid_apply: state.mid_apply,
             stale: state.stale.clone(),
             stale_changed: state.stale_changed,
+            loaded: state.loaded.clone(),
         }
     }
 
@@ -38,6 +41,7 @@ impl Meta {
         state.mid_apply = self.mid_apply;
         state.stale = self.stale;
         state.stale_changed = self.stale_changed;
+        state.loaded = self.loaded;
     }
 
     pub fn put(&self, partition: i32, batch: &mut Batch) {

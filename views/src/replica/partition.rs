@@ -46,7 +46,9 @@ pub struct PartitionState {
     pub buckets: HashMap<BucketId, BucketState>,
     /// Stale views, each with the writer that set the mark.
     pub stale: BTreeSet<(String, u64)>,
-    /// Offset of the last transaction end marker that changed `stale`; -1 before the first.
+    /// Loaded views, each with the writer that set the mark.
+    pub loaded: BTreeSet<(String, u64)>,
+    /// Offset of the last transaction end marker that changed `stale` or `loaded`; -1 before the first.
     pub stale_changed: Offset,
 }
 
@@ -63,8 +65,14 @@ impl PartitionState {
             pending: None,
             buckets: HashMap::new(),
             stale: BTreeSet::new(),
+            loaded: BTreeSet::new(),
             stale_changed: -1,
         }
+    }
+
+    /// Whether the first snapshot of the view's table has ended.
+    pub fn is_loaded(&self, view: &str) -> bool {
+        self.loaded.iter().any(|(loaded, _)| loaded == view)
     }
 
     /// Updates the summary of the pending rows.

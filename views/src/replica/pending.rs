@@ -228,6 +228,13 @@ pub enum Pending<'a> {
         /// Whether the mark is set or cleared.
         stale: bool,
     },
+    /// Loaded mark.
+    Loaded {
+        /// View.
+        view: &'a str,
+        /// Whether the mark is set or cleared.
+        loaded: bool,
+    },
     /// A begin marker or a grant, which is never visible.
     Invisible,
 }
@@ -235,6 +242,7 @@ pub enum Pending<'a> {
 const ROW: u8 = 0;
 const STALE: u8 = 1;
 const INVISIBLE: u8 = 2;
+const LOADED: u8 = 3;
 
 fn time_of(value: &[u8]) -> Millis {
     value.first_chunk::<8>().map_or(0, |t| Millis::from_be_bytes(*t))
@@ -258,6 +266,10 @@ fn encode(record: &ViewRecord<'_>, time: Millis) -> Vec<u8> {
         }
         ViewRecord::Stale { view, stale, .. } => {
             out.extend_from_slice(&[STALE, u8::from(*stale)]);
+            bytes::push_text(&mut out, view);
+        }
+        ViewRecord::Loaded { view, loaded, .. } => {
+            out.extend_from_slice(&[LOADED, u8::from(*loaded)]);
             bytes::push_text(&mut out, view);
         }
         ViewRecord::TransactionBegin { .. } | ViewRecord::Grant { .. } | ViewRecord::TransactionEnd { .. } => {
@@ -284,6 +296,13 @@ pub fn decode(value: &[u8]) -> Result<Pending<'_>> {
                 Pending::Stale {
                     view: bytes::take_text(rest)?.0,
                     stale: *stale == 1,
+                }
+            }
+            LOADED => {
+                let (loaded, rest) = rest.split_first()?;
+                Pending::Loaded {
+                    view: bytes::take_text(rest)?.0,
+                    loaded: *loaded == 1,
                 }
             }
             _ => Pending::Invisible,

@@ -24,6 +24,7 @@ const IDS: SchemaIds = SchemaIds {
     transaction_end: 2,
     transaction_begin: 3,
     stale: 4,
+    loaded: 5,
 };
 
 /// A log with one record per word: `xa` is row `a` of writer `x`, `x-a` removes it, `x!` is a transaction end marker of

@@ -3,17 +3,19 @@
 //! The topology has been checked, so that compilation cannot fail. Names are resolved to indexes here and not per row.
 
 use super::{Piece, Relation, SourceRules, ViewRule};
-use crate::{Bucket, BucketId};
+use crate::Bucket;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use topology::template::Part;
-use topology::{ClaimError, Input, Segment, Topology, View};
+use topology::template::Template;
+use topology::{ClaimError, Input, Segment, SourceKind, Topology, View};
 
 /// Rules of a topology.
 #[derive(Debug, Clone)]
 pub struct Rules {
     topology: Arc<Topology>,
     sources: Vec<Arc<SourceRules>>,
+    /// By declared bucket: the views that have a first snapshot.
+    snapshot_views: Vec<Vec<Arc<str>>>,
 }
 
 impl Rules {
@@ -42,7 +44,12 @@ impl Rules {
             Arc::new(SourceRules::new(topic, event, relations))
         };
         let sources = topics.into_iter().map(source_rules).collect();
-        Rules { topology, sources }
+        let snapshot_views = snapshot_views(&topology);
+        Rules {
+            topology,
+            sources,
+            snapshot_views,
+        }
     }
 
     /// Rules of each input topic that a view reads, sorted by topic.
@@ -50,30 +57,16 @@ impl Rules {
         &self.sources
     }
 
-    /// Hash of what determines the partition of each bucket: its template and its scope.
-    pub fn scopes(&self) -> u64 {
-        let text = |bucket: &topology::Bucket| {
-            let mut text = String::new();
-            for part in bucket.pattern.parts() {
-                text.push_str(match part {
-                    Part::Word(word) => word,
-                    Part::Param(..) => "{}",
-                });
-                text.push(':');
-            }
-            for segment in &bucket.scope {
-                match segment {
-                    Segment::Literal(word) => text.push_str(word),
-                    Segment::Param(at) => text.push_str(&format!("{{{at}}}")),
-                }
-                text.push('\n');
-            }
-            text
-        };
-        let mut texts: Vec<String> = self.topology.buckets.iter().map(text).collect();
-        texts.sort_unstable();
-        texts.push(self.partitions().to_string());
-        BucketId::of(&texts.join("\n")).0
+    /// The views of these buckets whose tables have a first snapshot: those of databases. Views of HTTP sources, events and
+    /// processors are complete from the start.
+    pub fn snapshot_views(&self, buckets: &[Bucket]) -> Vec<Arc<str>> {
+        let declared = self.topology.buckets.iter().zip(&self.snapshot_views);
+        // The first word of a name excludes most patterns without an allocation, because each poll calls this.
+        let matches =
+            |pattern: &Template, name: &str| name.starts_with(pattern.kind()) && pattern.split(name).is_some();
+        let is_read = |declared: &topology::Bucket| buckets.iter().any(|b| matches(&declared.pattern, &b.name));
+        let read = declared.filter(|(declared, views)| !views.is_empty() && is_read(declared));
+        read.flat_map(|(_, views)| views.iter().cloned()).collect()
     }
 
     /// Partition count of `view.log`.
@@ -97,6 +90,25 @@ impl Rules {
         };
         Ok(names.into_iter().filter_map(bucket).collect())
     }
+}
+
+/// By declared bucket: the views of tables that have a first snapshot.
+fn snapshot_views(topology: &Topology) -> Vec<Vec<Arc<str>>> {
+    let has_snapshot = |view: &&View| match view.input {
+        Input::Table { source, .. } => {
+            let source = topology.sources.get(source);
+            source.is_some_and(|source| source.kind == SourceKind::Postgres)
+        }
+        Input::Event(_) | Input::Processor(_) => false,
+    };
+    let of_bucket = |bucket: usize| -> Vec<Arc<str>> {
+        let views = topology.views.iter().filter(|view| view.bucket == bucket);
+        views
+            .filter(has_snapshot)
+            .map(|view| view.name.as_str().into())
+            .collect()
+    };
+    (0..topology.buckets.len()).map(of_bucket).collect()
 }
 
 fn relation(topology: &Topology, input: Input, rules: Vec<ViewRule>) -> Relation {

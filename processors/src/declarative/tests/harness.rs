@@ -2,6 +2,8 @@
 //!
 //! At each commit, records of repartition topics are delivered to the sub-topology that reads them.
 
+mod rejections;
+
 use super::super::{Config, StepLimits, application};
 use event_log::{NewRecord, RecordBatch, TimestampType, TopicPartition};
 use schemas::codec::Datum;
@@ -427,14 +429,6 @@ impl Harness {
     fn deliver(&mut self, record: &InputRecord) {
         let batch = self.next(record);
         self.driver_of(&record.topic).feed(&batch).unwrap();
-    }
-
-    /// An event whose effects the log rejects.
-    pub fn reject(&mut self, name: &str, row: &[Datum<'_>]) {
-        let record = self.event_of(name, row, 1);
-        self.fed.entry(record.topic.clone()).or_default().push(record.clone());
-        let batch = self.next(&record);
-        self.driver_of(&record.topic).give_up(&batch).unwrap();
     }
 
     fn driver_of(&mut self, topic: &str) -> &mut StepDriver {

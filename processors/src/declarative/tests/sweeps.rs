@@ -3,6 +3,7 @@
 
 use super::harness::{Harness, SLOW_SWEEP};
 use super::{SHOP, StepLimits};
+use crate::declarative::stored_row::Row;
 use schemas::codec::Datum;
 
 const TOTALS: &str = r#"
@@ -144,4 +145,60 @@ fn sweep_of_one_side_of_a_join_leaves_the_other() {
         "{notes:?}"
     );
     assert!(notes.contains(&String::from("4 1 new")), "{notes:?}");
+}
+
+/// The result of the row's pair cannot be computed, with or without the other side.
+#[test]
+fn row_whose_removal_has_no_result_is_one_dead_letter() {
+    let declaration = "[[processor]]\nname = \"both\"\nkind = \"join\"\nleft = \"shop.orders\"\nright = \"shop.details\"\n\
+         on = { id = \"id\" }\ntype = \"left\"\nfields = { share = \"100 / (left.id % 4)\", note = \"right.note\" }\n";
+    let mut harness = Harness::with(SHOP, declaration, "both", SLOW_SWEEP, &[]);
+    for number in 0..9 {
+        harness.put("orders", number, &row(number, 5));
+        harness.put("details", number, &[Datum::Long(number), Datum::Str("gift")]);
+    }
+    harness.commit();
+    let before = harness.dead_letters().len();
+    harness.truncate("details");
+    harness.settle();
+    let after = harness.dead_letters().split_off(before);
+    assert_eq!(after.len(), 3, "{after:?}");
+    for (text, number) in after.iter().zip([0, 4, 8]) {
+        let expected =
+            format!("row [\"{number}\"] of `details` is removed, but the result without it cannot be written");
+        assert!(text.starts_with(&expected), "{text}");
+    }
+}
+
+/// The log rejects what the removal of one row writes.
+#[test]
+fn row_whose_removal_is_rejected_is_skipped() {
+    let mut harness = filled(SLOW_SWEEP, 20);
+    harness.truncate("orders");
+    harness.commit();
+    let is_removed = |state: &streams::State| {
+        let value = state.get(b"[\"row\",\"left\",\"15\"]").unwrap().unwrap();
+        Row::header(&value).unwrap().is_deleted
+    };
+    let (mut dead_letters, mut ticks) = (0, 0);
+    while harness.sweeps() > 0 {
+        dead_letters += harness.tick_rejecting(is_removed);
+        harness.commit();
+        ticks += 1;
+        assert!(ticks < 100, "the sweep does not end");
+    }
+    assert_eq!(dead_letters, 1);
+    assert_eq!(
+        shown(&harness),
+        Some(format!("7 1 1 {STATUS}")),
+        "only this row is left"
+    );
+}
+
+#[test]
+fn rejected_truncate_continues_as_a_sweep() {
+    let mut harness = filled(SLOW_SWEEP, 20);
+    harness.reject_truncate("orders");
+    harness.settle();
+    assert_eq!(harness.shown(), []);
 }

@@ -5,25 +5,22 @@
 //! docs/protocol/view-sync.md. A device uses only its pages and the text of its cursor.
 
 use super::oracle::Oracle;
-use super::{BUCKETS, DELETE_RETENTION, HORIZON, LAG, MARGIN, PARTITIONS, REFRESH, bucket_of, partition_of, scope_of};
+use super::page::{CheckResult, check, check_page, id, oldest};
+use super::{BUCKETS, DELETE_RETENTION, HORIZON, LAG, MARGIN, PARTITIONS, REFRESH, SNAPSHOT_VIEWS};
+use super::{bucket_of, partition_of, scope_of};
 use event_log::{Millis, Offset, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use streams::{StoreName, Stores};
 use streams_test::simulation::{Broker, Disk, Rng, crash_at};
-use views::cursor::{Cursor, Key, Keyring, Owner};
+use views::cursor::{Key, Keyring, Owner};
 use views::replica::{Options, Times};
 use views::{Bucket, BucketId, DeltaRequest, DeltaResult, Page, Replica, row_hash};
-
-type CheckResult<T = ()> = Result<T, String>;
 
 /// T of each partition.
 type EndMarkers = BTreeMap<i32, Offset>;
 /// A bucket's rows by (view, key): version and JSON.
 type Rows = BTreeMap<(String, String), ([u8; 17], Vec<u8>)>;
-
-fn id(bucket: char) -> BucketId {
-    BucketId::of(&bucket_of(bucket))
-}
 
 /// An edge with its replica.
 struct Edge {
@@ -112,6 +109,8 @@ struct Device {
     stale: BTreeSet<String>,
     rows: BTreeMap<BucketId, Rows>,
     committed: Option<EndMarkers>,
+    /// Whether it has received a complete page with all its buckets.
+    settled: bool,
     asleep_until: Millis,
     rows_max: usize,
     late: Option<Delivery>,
@@ -127,6 +126,7 @@ impl Device {
             stale: BTreeSet::new(),
             rows: BTreeMap::new(),
             committed: None,
+            settled: false,
             asleep_until: 0,
             rows_max: number + 1,
             late: None,
@@ -173,12 +173,6 @@ pub struct Readers {
     edges: Vec<Edge>,
     devices: Vec<Device>,
     keys: Keyring,
-    /// Hash of the scopes of all buckets.
-    scopes: u64,
-}
-
-fn check(holds: bool, violation: impl FnOnce() -> String) -> CheckResult {
-    if holds { Ok(()) } else { Err(violation()) }
 }
 
 impl Readers {
@@ -188,7 +182,6 @@ impl Readers {
             oracles: (0..PARTITIONS).map(Oracle::new).collect(),
             edges: edges.map(|edge| edge.expect("an empty replica opens")).collect(),
             devices: (0..3).map(Device::new).collect(),
-            scopes: 1,
             keys: Keyring::new(&[Key { id: 1, secret: [7; 32] }]).expect("a key of 32 bytes"),
         }
     }
@@ -324,8 +317,8 @@ impl Readers {
         let request = DeltaRequest {
             owner,
             readable: &readable,
+            snapshot_views: &SNAPSHOT_VIEWS.map(Arc::<str>::from),
             cursor,
-            scopes: self.scopes,
             rows_max: if lossy { device.rows_max } else { 5 },
             bytes_max: 1 << 20,
             now,
@@ -338,6 +331,10 @@ impl Readers {
         match answer {
             DeltaResult::NotReady(_) => broker.note("not ready"),
             DeltaResult::Behind => broker.note("behind"),
+            DeltaResult::Loading => {
+                broker.note("loading");
+                check(!device.settled, || format!("device {d} waits although it has a state"))?;
+            }
             DeltaResult::NotModified => {
                 broker.note("not modified");
                 check(edge.disk.reads() == reads, || "an idle poll read the store".to_owned())?;
@@ -357,8 +354,7 @@ impl Readers {
             }
             DeltaResult::Page(page) => {
                 broker.note(if page.complete { "complete" } else { "page" });
-                let changed = known.as_ref().is_some_and(|cursor| cursor.scopes != self.scopes);
-                check_page(&page, known.as_ref().filter(|_| !changed), device.claims, now)?;
+                check_page(&page, known.as_ref(), device.claims, now)?;
                 let delivery = Delivery {
                     requested: device.cursor.clone(),
                     text: self.keys.seal(&page.cursor),
@@ -417,6 +413,7 @@ impl Readers {
             device.committed = None;
         }
         device.apply(page, text);
+        device.settled &= !page.reset_all && page.resets.is_empty();
         if !page.complete {
             return Ok(());
         }
@@ -438,16 +435,31 @@ impl Readers {
             })?;
         }
         let stale = self.stale(&end_markers)?;
-        let sent = &self.devices[d].stale;
+        let unloaded = self.unloaded(&end_markers)?;
+        let device = &mut self.devices[d];
+        check(device.settled || unloaded.is_empty(), || {
+            format!("the first complete page of device {d} was sent before views are loaded: {unloaded:?}")
+        })?;
+        device.settled = true;
+        let sent = &device.stale;
         check(*sent == stale, || {
             format!("stale views of device {d}: page {sent:?}, oracle {stale:?}")
         })?;
         self.check_device(d, claims, &end_markers, "commit")
     }
 
-    /// The stale views at T of each partition.
+    /// The views that are not loaded at T of any of the partitions.
+    fn unloaded(&self, end_markers: &EndMarkers) -> CheckResult<BTreeSet<String>> {
+        let mut unloaded = BTreeSet::new();
+        for (p, at) in end_markers {
+            unloaded.extend(self.oracles[usize::try_from(*p).unwrap()].state(*at)?.unloaded());
+        }
+        Ok(unloaded)
+    }
+
+    /// The stale views at T of each partition; a view that is not loaded is stale.
     fn stale(&self, end_markers: &EndMarkers) -> CheckResult<BTreeSet<String>> {
-        let mut stale = BTreeSet::new();
+        let mut stale = self.unloaded(end_markers)?;
         for (p, at) in end_markers {
             let state = self.oracles[usize::try_from(*p).unwrap()].state(*at)?;
             stale.extend(state.stale.iter().map(|(view, _)| view.clone()));
@@ -503,11 +515,22 @@ impl Readers {
                     self.devices[d].asleep_until = wakes.min(now + HORIZON);
                 }
             }
-            94 if rng.chance(0.05) => self.scopes += 1,
+            94 if rng.chance(0.2) => self.move_bucket(rng, d),
             92 if rng.chance(0.3) => self.devices[d].who = if self.devices[d].who == 'P' { 'Q' } else { 'P' },
             _ => {}
         }
         Ok(())
+    }
+
+    /// Lets the cursor of a device state that a bucket was read from another partition, as after a change of its scope.
+    fn move_bucket(&mut self, rng: &mut Rng, d: usize) {
+        let cursor = self.devices[d].cursor.as_deref().and_then(|c| self.keys.open(c));
+        let Some(mut cursor) = cursor.filter(|c| c.round.is_none() && !c.covered.is_empty()) else {
+            return;
+        };
+        let at = rng.below(cursor.covered.len());
+        cursor.covered[at].partition = 1 - cursor.covered[at].partition;
+        self.devices[d].cursor = Some(self.keys.seal(&cursor));
     }
 
     /// When faults have ended, every replica is complete, and every device reaches the state of the log (I1, I13).
@@ -542,33 +565,4 @@ impl Readers {
         }
         Ok(())
     }
-}
-
-/// Invariants I5, I9 and I11: a page has no unreadable bucket and no row twice, and resets everything exactly if the
-/// cursor is beyond the horizon, not the device's own, or of other scopes.
-fn check_page(page: &Page, cursor: Option<&Cursor>, claims: &str, now: Millis) -> CheckResult {
-    let may: BTreeSet<BucketId> = claims.chars().map(id).collect();
-    let named = page.resets.iter().map(|r| r.0);
-    let mut named = named.chain(page.changes.iter().map(|c| c.bucket));
-    check(named.all(|b| may.contains(&b)), || {
-        "I5: a page contains an unreadable bucket".to_owned()
-    })?;
-    let mut seen = BTreeSet::new();
-    let fresh = |c: &views::Change| seen.insert((c.bucket, c.parts().view.to_owned(), c.parts().key.to_owned()));
-    let once = page.changes.iter().all(fresh);
-    check(once, || "I11: a page contains a row twice".to_owned())?;
-    let old = cursor.is_none_or(|c| oldest(c) < now - HORIZON);
-    check(page.reset_all == old, || {
-        format!(
-            "I9, I11: reset_all is {}, but the cursor is unusable or beyond the horizon: {old}",
-            page.reset_all
-        )
-    })
-}
-
-/// The oldest time in a cursor: of its base and of its round.
-fn oldest(cursor: &Cursor) -> Millis {
-    let round = cursor.round.iter().flat_map(|r| r.points.values());
-    let times = cursor.points.values().chain(round).map(|p| p.time);
-    times.min().unwrap_or(Millis::MAX)
 }

@@ -5,7 +5,7 @@
 
 use super::events::{self, TransactionPlace};
 use super::row::{Value, note_of};
-use super::{bucket_of, partition_of, source};
+use super::{SNAPSHOT_VIEWS, bucket_of, partition_of, source};
 use event_log::{Offset, TopicPartition};
 use schemas::events::{Event, TransactionEnd};
 use schemas::version::Version;
@@ -22,12 +22,21 @@ pub struct VisibleRow {
     pub json: Vec<u8>,
 }
 
-/// The visible state at a transaction end marker: rows by (bucket, view, key), and stale views with the partition of their
-/// source stream.
+/// The visible state at a transaction end marker: rows by (bucket, view, key), stale views with the partition of their
+/// source stream, and loaded views.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State {
     pub rows: BTreeMap<(String, String, String), VisibleRow>,
     pub stale: BTreeSet<(String, i64)>,
+    pub loaded: BTreeSet<String>,
+}
+
+impl State {
+    /// The views of databases whose first snapshot has not ended.
+    pub fn unloaded(&self) -> BTreeSet<String> {
+        let views = SNAPSHOT_VIEWS.iter().filter(|view| !self.loaded.contains(**view));
+        views.map(ToString::to_string).collect()
+    }
 }
 
 /// A pending record.
@@ -39,6 +48,10 @@ enum Pending {
     Stale {
         stream: (String, i64),
         stale: bool,
+    },
+    Loaded {
+        view: String,
+        loaded: bool,
     },
 }
 
@@ -115,6 +128,10 @@ impl Oracle {
                     let stream = (view.into_owned(), stream_of(&writer).partition);
                     self.add_pending(&writer, Pending::Stale { stream, stale });
                 }
+                ViewRecord::Loaded { writer, view, loaded } => {
+                    let view = view.into_owned();
+                    self.add_pending(&writer, Pending::Loaded { view, loaded });
+                }
                 ViewRecord::TransactionBegin { .. } | ViewRecord::Grant { .. } => {}
             }
         }
@@ -135,6 +152,8 @@ impl Oracle {
                 Pending::Row { at, visible: None } => drop(self.now.rows.remove(&at)),
                 Pending::Stale { stream, stale: true } => drop(self.now.stale.insert(stream)),
                 Pending::Stale { stream, stale: false } => drop(self.now.stale.remove(&stream)),
+                Pending::Loaded { view, loaded: true } => drop(self.now.loaded.insert(view)),
+                Pending::Loaded { view, loaded: false } => drop(self.now.loaded.remove(&view)),
             }
         }
     }
@@ -151,6 +170,9 @@ impl Oracle {
         let Stream { view, partition } = *stream;
         let place = end.at_ms;
         let source = sources.iter().find(|source| source.name == view);
+        if self.now.loaded.contains(view) && source.is_none_or(|source| !source.was_snapshotted) {
+            return Err(format!("view {view} is loaded before its first snapshot has ended"));
+        }
         if self.now.stale.contains(&(view.to_owned(), partition)) {
             return match source {
                 Some(source) if !source.had_dead_letters => Err(format!(

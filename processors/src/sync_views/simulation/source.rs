@@ -76,11 +76,14 @@ pub struct Source {
     streamed: BTreeMap<i64, usize>,
     /// Whether any record on the topic became a dead letter.
     pub had_dead_letters: bool,
+    /// Whether the topic contains the end of the first snapshot.
+    pub was_snapshotted: bool,
 }
 
 impl Source {
-    pub fn new(name: &'static str, keys: i64) -> Self {
-        Source {
+    /// A database with some transactions before its stream begins, which only the first snapshot contains.
+    pub fn new(name: &'static str, keys: i64, rng: &mut Rng) -> Self {
+        let mut source = Source {
             name,
             keys: (1..=keys).collect(),
             db: vec![Rows::new()],
@@ -97,7 +100,12 @@ impl Source {
             gap: false,
             streamed: BTreeMap::new(),
             had_dead_letters: false,
-        }
+            was_snapshotted: false,
+        };
+        (0..rng.below(4)).for_each(|_| source.change(rng));
+        (source.next, source.gap) = (source.txs.len(), true);
+        source.snapshot();
+        source
     }
 
     /// A transaction of up to three changes, where keys may change. Some begin with a TRUNCATE.
@@ -239,7 +247,8 @@ impl Source {
     pub fn emit(&mut self, broker: &mut Broker, rng: &mut Rng, may_fail: bool) -> bool {
         let reached = |c: &Chunk| c.high.is_some_and(|high| self.next >= high);
         if self.chunk.as_ref().is_some_and(reached) && self.ordinal == 0 {
-            self.emit_chunk(broker);
+            let end_fails = may_fail && rng.chance(0.06);
+            self.emit_chunk(broker, end_fails);
         } else if self.next < self.txs.len() {
             let fails = may_fail && rng.chance(0.03);
             self.emit_change(broker, rng, fails);
@@ -250,7 +259,7 @@ impl Source {
     }
 
     /// Streamed transactions have odd positions, and chunks the even positions before them.
-    fn emit_chunk(&mut self, broker: &mut Broker) {
+    fn emit_chunk(&mut self, broker: &mut Broker, end_fails: bool) {
         let chunk = self.chunk.take().expect("a chunk is due");
         let (seen, rows) = chunk.snapshot.expect("a chunk with a high watermark has rows");
         let position = 2 * u64::try_from(self.next).unwrap();
@@ -266,9 +275,10 @@ impl Source {
                 self.put(broker, row, true);
             }
         }
+        let is_first = self.todo.len() > 1;
         let range = self.todo.remove(0);
         if self.todo.is_empty() {
-            self.gap = false;
+            (self.gap, self.was_snapshotted) = (false, true);
         }
         self.sequence += 1;
         let (from, to) = (format!("[{}]", range[0]), format!("[{}]", range[range.len() - 1]));
@@ -276,8 +286,8 @@ impl Source {
         Lsn(2 * u64::try_from(chunk.low).unwrap()).write(&mut low);
         let end = ChunkEnd {
             table: self.name,
-            from: Some(&from),
-            to: Some(&to),
+            from: (!is_first).then_some(&*from),
+            to: is_first.then_some(&*to),
             snapshot: "s",
             low: std::str::from_utf8(&low).unwrap(),
             is_final: self.todo.is_empty(),
@@ -290,7 +300,16 @@ impl Source {
             ordinal: self.sequence,
         };
         let row = self.row(&key, Some(value), at, true);
-        self.put(broker, row, false);
+        if !end_fails {
+            return self.put(broker, row, false);
+        }
+        broker.note("dead chunk end");
+        self.had_dead_letters = true;
+        let mut unreadable = row.clone();
+        unreadable.value = Some(b"?".to_vec());
+        self.put(broker, unreadable, false);
+        let at = broker.now();
+        self.dead.push(DeadLetter { at, row });
     }
 
     fn emit_change(&mut self, broker: &mut Broker, rng: &mut Rng, fails: bool) {

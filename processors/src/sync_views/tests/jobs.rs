@@ -1,6 +1,8 @@
 //! TRUNCATE and chunk ends of more rows than a step removes.
 
 use super::*;
+use crate::sync_views::state::Row;
+use streams::RejectedTimer;
 use streams_test::Written;
 
 const STEP: StepLimits = StepLimits {
@@ -210,4 +212,59 @@ fn dead_letter_after_a_truncate_lacks_only_itself() {
         ..redriven(501, "b")
     });
     assert!(!harness.stale);
+}
+
+#[test]
+fn rejected_truncate_continues_as_a_job() {
+    let mut harness = Harness::with_step(STEP);
+    harness.fill(250);
+    let batch = harness.batch_of(&deleted(300, "[\"t\"]"));
+    harness.driver.give_up(&batch).unwrap();
+    let mut commit = Commit::of(&harness.driver.commit().unwrap());
+    assert_eq!(
+        (commit.removals, commit.end_markers),
+        (0, 0),
+        "the first step is not repeated"
+    );
+    let mut removals = 0;
+    while commit.end_markers == 0 {
+        commit = harness.step();
+        removals += commit.removals;
+    }
+    assert_eq!((removals, harness.stale), (250, false));
+}
+
+/// The log rejects the removal of one row.
+#[test]
+fn row_whose_removal_is_rejected_is_skipped_with_one_dead_letter() {
+    let mut harness = Harness::with_step(STEP);
+    harness.fill(1_000);
+    let removed = |harness: &Harness| {
+        let value = harness.driver.state().get(b"[\"row\",\"t\",777]").unwrap().unwrap();
+        Row::header(&value).unwrap().is_deleted
+    };
+    harness.truncate(2_000, true);
+    let (mut dead_letters, mut steps) = (0, 0);
+    while !harness.state_keys("[\"job\"").is_empty() {
+        let now = harness.driver.now + 1;
+        harness.driver.advance(now).unwrap();
+        if removed(&harness) {
+            harness.driver.abort().unwrap();
+            let reactions = harness.driver.reject_timers(now).unwrap();
+            let letters = reactions.iter().filter(|of| **of == RejectedTimer::DeadLetter);
+            dead_letters += letters.count();
+        }
+        harness.apply_commit();
+        steps += 1;
+        assert!(steps < 60, "the job does not end");
+    }
+    assert_eq!((dead_letters, removed(&harness)), (1, false));
+    assert!(harness.stale, "the row exists, although its table was truncated");
+    let live = harness.state_keys("[\"row\"").len() - harness.state_keys("[\"gone\"").len();
+    assert_eq!(live, 1, "all other rows are removed");
+    harness.feed(&Change {
+        key: "[\"t\",777]",
+        ..change(2_001, "new")
+    });
+    assert!(!harness.stale, "a newer record of the row resolves it");
 }

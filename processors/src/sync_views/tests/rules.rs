@@ -11,12 +11,12 @@ const LONG: &str = "a note of more than eighteen bytes";
 
 impl Harness {
     /// Starts with other views, and lets the jobs end.
-    fn restart(&mut self, relations: Vec<Relation>) {
+    pub(super) fn restart(&mut self, relations: Vec<Relation>) {
         self.driver.restart(Box::new(processor(relations, STEP))).unwrap();
         self.settle();
     }
 
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         self.apply_commit();
         for _ in 0..20 {
             let now = self.driver.now + 1;
@@ -40,7 +40,7 @@ impl Harness {
     }
 
     /// The keys of the state with this prefix.
-    fn state_keys(&self, prefix: &str) -> Vec<String> {
+    pub(super) fn state_keys(&self, prefix: &str) -> Vec<String> {
         let mut keys = Vec::new();
         let add = &mut |key: &[u8], _: &[u8]| {
             keys.push(String::from_utf8(key.to_vec()).unwrap());
