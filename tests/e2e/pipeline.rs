@@ -12,6 +12,8 @@ mod compose;
 #[cfg(feature = "external")]
 mod crash_recovery;
 #[cfg(feature = "external")]
+mod first_snapshot;
+#[cfg(feature = "external")]
 mod harness;
 #[cfg(feature = "external")]
 pub mod operators;

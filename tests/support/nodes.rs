@@ -69,6 +69,11 @@ impl Fleet {
         Fleet { dir, registry, nodes }
     }
 
+    /// Replaces the topology, which nodes read when they start. It has the same nodes.
+    pub fn declare(&self, topology: &str) {
+        fs::write(self.dir.path().join("topology.toml"), topology).expect("write the topology");
+    }
+
     /// Appends to a node's configuration, in its last TOML table.
     pub fn configure(&self, name: &str, more: &str) {
         let file = self.node(name).dir.join("trunkline.toml");

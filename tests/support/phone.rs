@@ -18,6 +18,8 @@ pub struct Phone {
     pub stale: BTreeSet<String>,
     /// Number of complete pages without stale views.
     pub complete: usize,
+    /// Whether the last page was complete, and the stale views in it; `None` before the first page.
+    pub page: Option<(bool, Vec<String>)>,
     /// Summary of the last response.
     pub last: String,
 }
@@ -51,6 +53,7 @@ impl Phone {
             rows: BTreeMap::new(),
             stale: BTreeSet::new(),
             complete: 0,
+            page: None,
             last: String::new(),
         }
     }
@@ -110,8 +113,10 @@ impl Phone {
             }
         }
         self.cursor = Some(text(&page["cursor"]));
+        let is_complete = page["complete"] == Value::Bool(true);
         self.stale = list("stale").iter().map(text).collect();
-        if page["complete"] == Value::Bool(true) && self.stale.is_empty() {
+        self.page = Some((is_complete, self.stale.iter().cloned().collect()));
+        if is_complete && self.stale.is_empty() {
             self.complete += 1;
             return Polled::Complete;
         }
