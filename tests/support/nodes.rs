@@ -81,11 +81,6 @@ impl Fleet {
         fs::write(&file, before + more).expect("write the node's configuration");
     }
 
-    /// Replaces the topology. Nodes read it when they start.
-    pub fn declare(&self, topology: &str) {
-        fs::write(self.dir.path().join("topology.toml"), topology).expect("write the topology");
-    }
-
     /// URL of the registry that a node serves.
     pub fn registry(&self) -> &str {
         self.registry.as_deref().expect("a node runs the registry")
