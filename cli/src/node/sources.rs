@@ -47,7 +47,7 @@ pub fn start_postgres(
     Ok(running(context, source, handle, Some(objects)))
 }
 
-/// The consumers of a source's records and of the views that are made of them.
+/// The consumers of a source's records and of the views that are derived from them.
 fn consumers(context: &Context, DeclaredSource { topology, source }: DeclaredSource<'_>) -> Vec<Consumer> {
     let names = topology.names();
     let change = names.change(source.name.as_str());
