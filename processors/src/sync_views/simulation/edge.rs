@@ -109,8 +109,8 @@ struct Device {
     stale: BTreeSet<String>,
     rows: BTreeMap<BucketId, Rows>,
     committed: Option<EndMarkers>,
-    /// Whether it has received a complete page with all its buckets.
-    settled: bool,
+    /// The buckets that it has had in a complete state.
+    settled: BTreeSet<BucketId>,
     asleep_until: Millis,
     rows_max: usize,
     late: Option<Delivery>,
@@ -126,7 +126,7 @@ impl Device {
             stale: BTreeSet::new(),
             rows: BTreeMap::new(),
             committed: None,
-            settled: false,
+            settled: BTreeSet::new(),
             asleep_until: 0,
             rows_max: number + 1,
             late: None,
@@ -333,7 +333,7 @@ impl Readers {
             DeltaResult::Behind => broker.note("behind"),
             DeltaResult::Loading => {
                 broker.note("loading");
-                check(!device.settled, || format!("device {d} waits although it has a state"))?;
+                check(request.patient, || format!("device {d} cannot wait"))?;
             }
             DeltaResult::NotModified => {
                 broker.note("not modified");
@@ -413,7 +413,8 @@ impl Readers {
             device.committed = None;
         }
         device.apply(page, text);
-        device.settled &= !page.reset_all && page.resets.is_empty();
+        let begins_again = |id: &BucketId| page.reset_all || page.resets.iter().any(|(reset, _)| reset == id);
+        device.settled.retain(|id| !begins_again(id));
         if !page.complete {
             return Ok(());
         }
@@ -437,10 +438,11 @@ impl Readers {
         let stale = self.stale(&end_markers)?;
         let unloaded = self.unloaded(&end_markers)?;
         let device = &mut self.devices[d];
-        check(device.settled || unloaded.is_empty(), || {
+        let is_settled = device.rows.keys().all(|id| device.settled.contains(id));
+        check(is_settled || unloaded.is_empty(), || {
             format!("the first complete page of device {d} was sent before views are loaded: {unloaded:?}")
         })?;
-        device.settled = true;
+        device.settled = device.rows.keys().copied().collect();
         let sent = &device.stale;
         check(*sent == stale, || {
             format!("stale views of device {d}: page {sent:?}, oracle {stale:?}")
