@@ -142,11 +142,7 @@ fn of_schemas(registry: &SharedRegistry) -> Routes {
             by_id::list,
             shared(),
         )
-        .route(
-            get(ID, "Get a schema").query(OF_SUBJECT).answers(SCHEMA),
-            by_id::schema,
-            shared(),
-        )
+        .route(get(ID, "Get a schema").answers(SCHEMA), by_id::schema, shared())
         .route(
             get("/schemas/ids/{id}/schema", "Get the text of a schema").answers(ANY),
             by_id::schema_text,

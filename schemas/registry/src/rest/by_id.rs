@@ -1,7 +1,7 @@
 //! Handlers below `/schemas`.
 
 use super::wire::{Parameters, blocking, id_of, schema_json};
-use crate::{Error, Result, SharedRegistry, Version};
+use crate::{Result, SharedRegistry, Version};
 use axum::extract::{Path, State};
 use axum::response::Response;
 use schemas::ids::SchemaId;
@@ -30,16 +30,9 @@ pub(super) async fn list(State(registry): Shared, parameters: Parameters) -> Res
     .await
 }
 
-pub(super) async fn schema(State(registry): Shared, Path(id): Path<String>, parameters: Parameters) -> Response {
-    blocking(move || {
-        let id = id_of(&id)?;
-        // With a subject, the id must be in use there.
-        if parameters.subject.is_some() && uses(&registry, id, &parameters)?.is_empty() {
-            return Err(Error::SchemaNotFound { id: Some(id) });
-        }
-        Ok(json!({"schema": &*registry.by_id(id)?}))
-    })
-    .await
+/// The parameter `subject` only selects a context. Deserializers derive it from the topic, whatever subject has the schema.
+pub(super) async fn schema(State(registry): Shared, Path(id): Path<String>) -> Response {
+    blocking(move || Ok(json!({"schema": &*registry.by_id(id_of(&id)?)?}))).await
 }
 
 pub(super) async fn schema_text(State(registry): Shared, Path(id): Path<String>) -> Response {
