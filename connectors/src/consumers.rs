@@ -167,7 +167,7 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use event_log::{OutBatch, OutRecord, TopicConfig, TopicSpec};
+    use event_log::{Cleanup, OutBatch, OutRecord, TopicConfig, TopicSpec};
 
     const TOPIC: &str = "shop.change.shop";
 
@@ -199,12 +199,12 @@ mod tests {
             behind.map(|behind| behind.lag)
         };
         assert_eq!(look_up(), None, "the topic does not exist");
-        log.create_topic(&TopicSpec {
+        log.create_topics(&[TopicSpec {
             name: TOPIC.to_owned(),
             partitions: 1,
             replication: None,
-            config: TopicConfig::default(),
-        })
+            config: TopicConfig::new(Cleanup::Delete),
+        }])
         .unwrap();
         let (topic, mut records) = (Arc::from(TOPIC), OutBatch::default());
         for _ in 0..10 {
