@@ -3,7 +3,7 @@
 mod loading;
 
 use super::*;
-use event_log::{Header, NewRecord, RecordBatch, TimestampType, TopicPartition};
+use event_log::{Header, NewRecord, Offset, RecordBatch, TimestampType, TopicPartition};
 use schemas::ids::Principal;
 use schemas::version::Version;
 use serde_json::{Value, json};
@@ -105,6 +105,16 @@ enum Mark {
     Loaded(bool),
 }
 
+fn record<'r>(offset: Offset, timestamp: i64, key: &'r [u8], value: Option<&'r [u8]>) -> NewRecord<'r> {
+    NewRecord {
+        offset,
+        timestamp,
+        timestamp_type: TimestampType::LogAppend,
+        key: Some(key),
+        value,
+    }
+}
+
 impl Harness {
     fn at_end(&self) {
         let end = *self.next.lock().unwrap();
@@ -142,17 +152,7 @@ impl Harness {
             version[9..].copy_from_slice(&next.to_be_bytes());
             let (key, value) = writer.row(bucket, "orders", &key.to_string(), json.map(str::as_bytes));
             let headers: [Header<'_>; 2] = [(WRITER, Some(b"p/t/0/0")), (VERSION, Some(&version))];
-            batch.push(
-                at,
-                NewRecord {
-                    offset: *next,
-                    timestamp: now,
-                    timestamp_type: TimestampType::LogAppend,
-                    key: Some(key),
-                    value,
-                },
-                headers,
-            );
+            batch.push(at, record(*next, now, key, value), headers);
             *next += 1;
         }
         if let Some(mark) = mark {
@@ -161,31 +161,11 @@ impl Harness {
                 Mark::Loaded(loaded) => writer.loaded_mark("orders", loaded),
             };
             let headers: [Header<'_>; 1] = [(WRITER, Some(b"p/t/0/0"))];
-            batch.push(
-                at,
-                NewRecord {
-                    offset: *next,
-                    timestamp: now,
-                    timestamp_type: TimestampType::LogAppend,
-                    key: Some(key),
-                    value,
-                },
-                headers,
-            );
+            batch.push(at, record(*next, now, key, value), headers);
             *next += 1;
         }
         let (key, value) = writer.transaction_end(Version::default(), now);
-        batch.push(
-            at,
-            NewRecord {
-                offset: *next,
-                timestamp: now,
-                timestamp_type: TimestampType::LogAppend,
-                key: Some(key),
-                value,
-            },
-            [],
-        );
+        batch.push(at, record(*next, now, key, value), []);
         *next += 1;
         let applied = self.replica.apply(0, batch.iter(), now).unwrap();
         let notifier = self.polls.context.replica.notifier();

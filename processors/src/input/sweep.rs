@@ -112,6 +112,9 @@ pub struct Found {
     pub next: Option<Vec<u8>>,
 }
 
+/// Whether to select a key with a value.
+type Selects<'s> = dyn FnMut(&[u8], &[u8]) -> Result<bool> + 's;
+
 /// Finds the keys of ordered spans, from the key `from` on, that `selects` selects by key and value. Reduces `limits` by
 /// what it did, and stops when one is reached, or at the first error of `selects`.
 pub fn find(
@@ -119,7 +122,7 @@ pub fn find(
     spans: &[KeySpan],
     from: &[u8],
     limits: &mut StepLimits,
-    selects: &mut dyn FnMut(&[u8], &[u8]) -> Result<bool>,
+    selects: &mut Selects<'_>,
 ) -> Result<Found> {
     let (mut out, mut failed) = (Found::default(), None);
     for span in spans.iter().filter(|span| span.end.as_slice() > from) {

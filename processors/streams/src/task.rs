@@ -53,7 +53,7 @@ pub(crate) enum Phase {
     /// Some inputs of the task are not assigned yet.
     Waiting,
     /// The task returns to its last commit.
-    Recovering(Recovery),
+    Recovering(Box<Recovery>),
     /// The task processes records.
     Running,
     /// The processor is not ready until this time, on the monotonic clock. The task still takes part in commits.
@@ -252,7 +252,7 @@ impl Task {
 
     /// Starts the recovery.
     pub(crate) fn recover(&mut self) {
-        self.phase = Phase::Recovering(Recovery::default());
+        self.phase = Phase::Recovering(Box::default());
     }
 
     /// Discards everything since the last commit (C7) and starts the recovery. A stopped task remains stopped.

@@ -258,12 +258,12 @@ const REPLACED: &[&str] = &[
     "no longer contains table",
 ];
 
-fn of_table(operation: &mut Operation, table: &mut Table, rng: &mut Rng) {
+/// Renames, drops or replaces a table.
+fn of_replaced_table(operation: &mut Operation, table: &mut Table, rng: &mut Rng) {
     let (name, number) = (table.name(), table.unique());
-    let lacks_key = &["the replica identity of table"];
+    operation.causes = REPLACED;
     match operation.kind {
         Kind::SwapTables | Kind::DropAndCreate => {
-            operation.causes = REPLACED;
             let swap = operation.kind == Kind::SwapTables;
             let remove = match swap {
                 true => format!("ALTER TABLE {name} RENAME TO {}_old{number}", table.short),
@@ -283,7 +283,6 @@ fn of_table(operation: &mut Operation, table: &mut Table, rng: &mut Rng) {
             operation.statements.push(workload::insert(table, rng));
         }
         Kind::RenameTable => {
-            operation.causes = REPLACED;
             let away = table.sibling("_away");
             operation.statements = vec![
                 format!("ALTER TABLE {name} RENAME TO {}_away", table.short),
@@ -294,8 +293,7 @@ fn of_table(operation: &mut Operation, table: &mut Table, rng: &mut Rng) {
                 .push(format!("ALTER TABLE {away} RENAME TO {}", table.short));
             table.readable = false;
         }
-        Kind::DropTable => {
-            operation.causes = REPLACED;
+        _ => {
             operation.statements.push(format!("DROP TABLE {name}"));
             table.ids.live.clear();
             table.deferrable = false;
@@ -304,6 +302,19 @@ fn of_table(operation: &mut Operation, table: &mut Table, rng: &mut Rng) {
             let create = table.create_without_type();
             drop(operation.repair.splice(0..0, create));
         }
+    }
+}
+
+fn of_table(operation: &mut Operation, table: &mut Table, rng: &mut Rng) {
+    if matches!(
+        operation.kind,
+        Kind::SwapTables | Kind::DropAndCreate | Kind::RenameTable | Kind::DropTable
+    ) {
+        return of_replaced_table(operation, table, rng);
+    }
+    let (name, number) = (table.name(), table.unique());
+    let lacks_key = &["the replica identity of table"];
+    match operation.kind {
         Kind::ChangeKey => {
             operation.causes = &["the key of table"];
             let old = std::mem::replace(&mut table.constraint, format!("{}_key{number}", table.short));

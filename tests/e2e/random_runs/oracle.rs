@@ -472,12 +472,15 @@ mod tests {
             let mut observed = observed(true, None);
             observed.tables[0].difference = Some(format!("3 rows on the device, 4 in the database; {counts}"));
             assert_eq!(
-                judge(&[oversized.clone()], &observed).failures.len(),
+                judge(std::slice::from_ref(&oversized), &observed).failures.len(),
                 1,
                 "it is not stale"
             );
             observed.tables[0].stale = true;
-            assert_eq!(judge(&[oversized.clone()], &observed).failures.len(), failures);
+            assert_eq!(
+                judge(std::slice::from_ref(&oversized), &observed).failures.len(),
+                failures
+            );
         }
     }
 
