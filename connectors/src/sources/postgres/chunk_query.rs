@@ -148,13 +148,15 @@ pub(super) fn estimate(oid: u32) -> String {
     )
 }
 
-/// The OIDs of tables, smallest table first. The sizes are those of the last VACUUM or ANALYZE.
+/// The OIDs of tables, smallest table first; tables of the same size stay in this order. The sizes are those of the last
+/// VACUUM or ANALYZE.
 pub(super) fn by_size(oids: &[u32]) -> String {
     let oids: Vec<String> = oids.iter().map(u32::to_string).collect();
     format!(
-        "SELECT wanted.oid::text FROM unnest(ARRAY[{}]::oid[]) wanted(oid), \
+        "SELECT wanted.oid::text FROM unnest(ARRAY[{}]::oid[]) WITH ORDINALITY wanted(oid, number), \
          LATERAL (SELECT relid FROM pg_partition_tree(wanted.oid) UNION SELECT wanted.oid) part, \
-         pg_class c WHERE c.oid = part.relid GROUP BY 1 ORDER BY sum(greatest(c.relpages, 0))",
+         pg_class c WHERE c.oid = part.relid GROUP BY wanted.oid, wanted.number \
+         ORDER BY sum(greatest(c.relpages, 0)), wanted.number",
         oids.join(", ")
     )
 }
