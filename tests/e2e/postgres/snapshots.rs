@@ -344,3 +344,20 @@ fn requested_snapshot_reads_a_running_table_again() {
     assert_eq!(topic.records.iter().filter(|r| r.table == "other").count(), 1);
     connector.stop();
 }
+
+#[test]
+fn smallest_table_is_read_first() {
+    let database = Database::new();
+    database.sql(
+        "CREATE TABLE large (id int PRIMARY KEY, note text); CREATE TABLE small (id int PRIMARY KEY, note text);
+         INSERT INTO large SELECT n, repeat('x', 1000) FROM generate_series(1, 100) n; INSERT INTO small VALUES (1, '');
+         ANALYZE",
+    );
+    let setting = Setting::new(&database, &["large(id int4, note text?)", "small(id int4, note text?)"]);
+    let connector = setting.start(&database);
+    let mut topic = setting.topic();
+    let lines = topic.lines(103);
+    let small = lines.iter().position(|line| line.starts_with(r#"["~chunk","small"]"#));
+    assert_eq!(small, Some(1), "{lines:?}");
+    connector.stop();
+}
