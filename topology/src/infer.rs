@@ -262,7 +262,7 @@ fn table_text(source: &str, table: &FoundTable) -> String {
         let nullable = column.nullable && !table.key.contains(&column.name);
         let ty = pg_types::canonical(&column.pg_type);
         let (ty, note) = match crate::columns::parse(&ty) {
-            Some(_) => (ty, String::new()),
+            Some(_) => (sql_notation(ty), String::new()),
             None => (String::from("text"), format!(" # {}", comment(&column.pg_type))),
         };
         let mark = if nullable { "?" } else { "" };
@@ -274,6 +274,14 @@ fn table_text(source: &str, table: &FoundTable) -> String {
         );
     }
     out
+}
+
+/// The catalog name of a type as the topology's reference writes it: `text[]` for `_text`.
+fn sql_notation(ty: String) -> String {
+    let array = pg_types::item_of(&ty).map(|item| format!("{item}[]"));
+    array
+        .filter(|array| crate::columns::parse(array).is_some())
+        .unwrap_or(ty)
 }
 
 /// The proposed bucket of a table: its template and the column used as its parameter.

@@ -28,7 +28,7 @@ const SHOP: Sample = Sample {
     changes: &[
         "UPDATE orders SET state = 'returned', total = total + 0.01 WHERE customer_id = 1",
         "DELETE FROM order_lines WHERE customer_id = 1 AND line = 2",
-        "UPDATE products SET tags = tags || 'new', attributes = NULL WHERE category_id = 3",
+        "UPDATE products SET tags = tags || 'new'::text, attributes = NULL WHERE category_id = 3",
         "INSERT INTO categories (name) VALUES ('New')",
     ],
 };
