@@ -298,6 +298,8 @@ fn survives_deaths(place: &str, log: impl Fn() -> (SharedEventLog, SharedRegistr
         }
     }
     let connector = setting.start(&database);
+    // All rows can be on the topic before the snapshot of the larger table ends.
+    connector.wait_for(State::Running);
     let mut topic = setting.topic();
     settle(&database, &mut topic);
     never_half(&topic);
