@@ -7,11 +7,14 @@
 
 use event_log::{Offset, OffsetSpec, SharedEventLog, TopicPartition};
 use service::Drain;
+use service::backoff::Backoff;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Interval of the lookups.
 const LOOK_UP_EVERY: Duration = Duration::from_millis(200);
+/// Longest pause after a lookup that failed.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// A consumer that has committed nothing for this time is not waited for.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(10);
 /// The lookups end when nobody has asked for this time.
@@ -77,17 +80,23 @@ pub struct Watcher {
 impl Watcher {
     /// Looks up the lag until the drain starts. Blocks.
     pub fn run(mut self, drain: &Drain) {
+        let mut backoff = Backoff::new(LOOK_UP_EVERY, BACKOFF_MAX);
         while drain.sleep_blocking(LOOK_UP_EVERY) {
             let asked = lock(&self.shared).asked_at;
             let is_asked = asked.is_some_and(|at| at.elapsed() < ASKED_WITHIN);
-            let behind = if is_asked { self.look_up() } else { None };
+            let (behind, has_failed) = if is_asked { self.look_up() } else { (None, false) };
             lock(&self.shared).behind = behind;
+            if has_failed {
+                backoff.pause_blocking(drain);
+            } else {
+                backoff.reset();
+            }
         }
     }
 
-    /// The consumer with the greatest lag, if it is too far behind.
-    fn look_up(&mut self) -> Option<Behind> {
-        let (mut most, now) = (None::<Behind>, Instant::now());
+    /// The consumer with the greatest lag, if it is too far behind, and whether a lookup has failed.
+    fn look_up(&mut self) -> (Option<Behind>, bool) {
+        let (mut most, mut has_failed, now) = (None::<Behind>, false, Instant::now());
         for watched in &mut self.watched {
             match watched.look_up(&self.log, now) {
                 Ok(lag) if lag > self.lag_max && lag > most.as_ref().map_or(0, |most| most.lag) => {
@@ -97,6 +106,7 @@ impl Watcher {
                 Ok(_) => {}
                 // The snapshot does not wait for a consumer whose lag is unknown. An unreachable log stops it anyway.
                 Err(error) => {
+                    has_failed = true;
                     tracing::debug!(
                         group = watched.consumer.group,
                         error = service::chain(&error),
@@ -105,7 +115,7 @@ impl Watcher {
                 }
             }
         }
-        most
+        (most, has_failed)
     }
 }
 
@@ -193,7 +203,7 @@ mod tests {
         let log = event_log::embedded::EmbeddedLog::open(config).unwrap();
         let (consumers, mut watcher) = Consumers::watch(log.clone(), vec![consumer()], 5);
         let mut look_up = || {
-            let behind = watcher.look_up();
+            let (behind, _) = watcher.look_up();
             lock(&watcher.shared).behind.clone_from(&behind);
             assert_eq!(consumers.behind(), behind);
             behind.map(|behind| behind.lag)

@@ -7,7 +7,7 @@ use crate::auth::Authenticator;
 use crate::auth::cursor_keys::{KeysError, cursor_keyring};
 use crate::config::{Config, ConfigError};
 use crate::http::{KEYS_FIX, Service, router};
-use crate::replica::{FollowConfig, Follower, FollowerContext, ReplicaHandle};
+use crate::replica::{FollowConfig, Follower, FollowerContext, ReplicaHandle, ReplicaPosition};
 use crate::sync::{Memberships, Polls, PollsContext};
 use event_log::SharedEventLog;
 use service::listener::{self, Listener};
@@ -80,16 +80,18 @@ pub async fn start(context: EdgeContext, tasks: &Tasks, readiness: &Readiness) -
     let requests_done = Drain::new();
     let follow = FollowConfig {
         topic: view_log,
-        group,
         partitions: memberships.partitions(),
         data_dir: config.data_dir.clone(),
         store: config.store.clone(),
     };
     let component = readiness.register("edge-replica");
+    let position = ReplicaPosition::default();
+    let committed_log = log.clone();
     let context = FollowerContext {
         handle: replica.clone(),
         clock: clock.clone(),
         readiness: component,
+        position: position.clone(),
         stop: requests_done.clone(),
     };
     let follower = Follower::new(log, follow, context);
@@ -109,7 +111,11 @@ pub async fn start(context: EdgeContext, tasks: &Tasks, readiness: &Readiness) -
         clock,
     });
     let keys = refresh_keys(service.clone(), readiness.register("edge-keys"), requests_done.token());
+    let stopped = requests_done.clone();
     tasks.thread("edge-replica", move || follower.run());
+    tasks.thread("edge-position", move || {
+        position.commit(&committed_log, &group, &stopped)
+    });
     tasks.spawn("edge-keys", keys);
     tasks.spawn("edge-listener", async move {
         listener.run(router(service), drain).await;

@@ -4,6 +4,8 @@
 
 mod follow;
 mod handle;
+mod position;
 
 pub use follow::{FollowConfig, FollowError, Follower, FollowerContext};
 pub use handle::{ReadinessIssue, ReplicaHandle};
+pub use position::ReplicaPosition;

@@ -196,8 +196,7 @@ impl Polls {
                         () = drain.started() => {}
                     }
                 }
-                (PollStep::NotModified, _) => return Ok(SyncResponse::NotModified),
-                (PollStep::Loading, _) => unreachable!("only a patient request waits for the first snapshot"),
+                (PollStep::NotModified | PollStep::Loading, _) => return Ok(SyncResponse::NotModified),
                 (PollStep::Behind, _) if !draining && Instant::now() < until_caught_up => {
                     tokio::select! {
                         _ = progress.changed() => {}

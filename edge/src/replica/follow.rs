@@ -6,11 +6,10 @@
 //! readiness reports the cause, and the proofs expire, so that polls answer 503 instead of possibly revoked data (I5).
 
 use super::handle::{ReadinessIssue, ReplicaHandle};
+use super::position::ReplicaPosition;
 use crate::config::{Engine, StoreConfig};
 use aws_lc_rs::digest;
-use event_log::{
-    Isolation, Offset, OffsetSpec, Reader, RecordBatch, SharedEventLog, StartFrom, TopicInfo, TopicPartition,
-};
+use event_log::{Isolation, OffsetSpec, Reader, RecordBatch, SharedEventLog, StartFrom, TopicInfo, TopicPartition};
 use service::backoff::Backoff;
 use service::{Component, Drain, SharedClock, chain};
 use std::path::{Path, PathBuf};
@@ -30,8 +29,6 @@ const PROVE_INTERVAL: Duration = Duration::from_secs(5);
 const PROVE_INTERVAL_INCOMPLETE: Duration = Duration::from_millis(200);
 /// Interval of pruning tombstones and of checking the age of the store and the topic id.
 const MAINTAIN_INTERVAL: Duration = Duration::from_secs(5);
-/// Interval of committing the position.
-const COMMIT_INTERVAL: Duration = Duration::from_millis(500);
 /// Maximum tombstones that one pruning removes per partition. Bounds how long the apply thread is blocked.
 const PRUNE_MAX: usize = 10_000;
 /// First and longest pause after an error.
@@ -53,9 +50,6 @@ const CHECK_DISK: &str = "check free space and health of the disk of edge.data_d
 pub struct FollowConfig {
     /// Name of the topic `view.log`.
     pub topic: String,
-    /// Consumer group in which the position is committed, so that operators and connectors see how far the edge is behind.
-    /// The replica itself continues at the position in its store.
-    pub group: String,
     /// Partition count that the topology declares for it.
     pub partitions: i32,
     /// Data directory of the edge.
@@ -96,15 +90,6 @@ struct Subscription {
     partitions: Vec<TopicPartition>,
     proved: Option<Instant>,
     maintained: Instant,
-    committed: CommittedPosition,
-}
-
-/// The position that was committed last.
-#[derive(Default)]
-struct CommittedPosition {
-    offsets: Vec<(TopicPartition, Offset)>,
-    at: Option<Instant>,
-    has_failed: bool,
 }
 
 /// A replica that is open.
@@ -121,6 +106,7 @@ pub struct Follower {
     config: FollowConfig,
     clock: SharedClock,
     readiness: Component,
+    position: ReplicaPosition,
     stop: Drain,
     open: Option<OpenReplica>,
 }
@@ -133,6 +119,8 @@ pub struct FollowerContext {
     pub clock: SharedClock,
     /// Readiness of the replica.
     pub readiness: Component,
+    /// Where the position of the applied records is published.
+    pub position: ReplicaPosition,
     /// Stops the thread.
     pub stop: Drain,
 }
@@ -144,6 +132,7 @@ impl Follower {
             handle,
             clock,
             readiness,
+            position,
             stop,
         } = context;
         Follower {
@@ -152,6 +141,7 @@ impl Follower {
             config,
             clock,
             readiness,
+            position,
             stop,
             open: None,
         }
@@ -295,7 +285,6 @@ impl Follower {
             partitions,
             proved: None,
             maintained: Instant::now(),
-            committed: CommittedPosition::default(),
         })
     }
 
@@ -384,7 +373,7 @@ impl Follower {
                 self.maintain(&subscription, now)?;
                 subscription.maintained = Instant::now();
             }
-            self.commit_position(&mut subscription);
+            self.publish_position(&subscription);
             match self.handle.issue(now) {
                 None => self.readiness.ready(),
                 Some(issue) => self.readiness.not_ready(issue.cause, issue.fix),
@@ -395,34 +384,11 @@ impl Follower {
         Ok(())
     }
 
-    /// Commits the position of the applied records, if it has changed. A failure has no effect on the replica.
-    fn commit_position(&self, subscription: &mut Subscription) {
-        let committed = &mut subscription.committed;
-        if committed.at.is_some_and(|at| at.elapsed() < COMMIT_INTERVAL) {
-            return;
-        }
-        committed.at = Some(Instant::now());
+    /// Publishes the position of the applied records.
+    fn publish_position(&self, subscription: &Subscription) {
         let position = |at: &TopicPartition| Some((at.clone(), subscription.reader.position(at)?));
-        let offsets: Vec<_> = subscription.partitions.iter().filter_map(position).collect();
-        if offsets.is_empty() || offsets == committed.offsets {
-            return;
-        }
-        match self.log.set_committed(&self.config.group, &offsets) {
-            Ok(()) => {
-                committed.offsets = offsets;
-                committed.has_failed = false;
-            }
-            Err(error) if !committed.has_failed => {
-                committed.has_failed = true;
-                let group = &self.config.group;
-                tracing::warn!(
-                    group,
-                    error = chain(&error),
-                    "position of the replica not committed, the edge retries"
-                );
-            }
-            Err(_) => {}
-        }
+        self.position
+            .set(subscription.partitions.iter().filter_map(position).collect());
     }
 
     /// Applies a polled batch and wakes the long polls whose buckets changed.
