@@ -1,6 +1,6 @@
 //! Commits the position of the replica in a consumer group, so that operators and connectors see how far the edge is behind.
 //!
-//! It has a thread of its own, because a request waits for a coordinator that is not available, and the replica must not.
+//! It has a separate thread, because a request waits for a coordinator that is not available, and the replica must not.
 //! The replica itself continues at the position in its store.
 
 use event_log::{Offset, SharedEventLog, TopicPartition};
