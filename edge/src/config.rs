@@ -81,7 +81,7 @@ pub struct StoreConfig {
     pub engine: Engine,
     /// Maximum memory for caches and write buffers, in MiB.
     pub memory_mib: u32,
-    /// Maximum memory for pending rows, in MiB per partition. Further pending rows are kept in the store only.
+    /// Maximum memory for pending rows of all partitions, in MiB. Further pending rows are kept in the store only.
     pub pending_mib: u32,
 }
 
@@ -90,7 +90,7 @@ impl Default for StoreConfig {
         StoreConfig {
             engine: Engine::default(),
             memory_mib: 64,
-            pending_mib: 4,
+            pending_mib: 16,
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! `views` interprets the records; this module opens the store, reads the log and reports readiness.
 
+mod backlog;
 mod follow;
 mod handle;
 mod position;

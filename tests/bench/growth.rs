@@ -52,6 +52,19 @@ enum Phase {
     Measure,
     /// With the files dropped from the page cache.
     MeasureCold,
+    /// Removes all rows in one source transaction.
+    Truncate,
+}
+
+impl Phase {
+    fn name(self) -> &'static str {
+        match self {
+            Phase::Build => "build",
+            Phase::Measure => "cached",
+            Phase::MeasureCold => "dropped",
+            Phase::Truncate => "TRUNCATE",
+        }
+    }
 }
 
 /// Task of a process.
@@ -85,12 +98,17 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     let sizes = sizes.collect::<anyhow::Result<Vec<usize>>>()?;
     println!(
         "{UPDATES} random updates of existing rows with the files in the page cache, then {COLD_UPDATES} with the files \
-         dropped from it; the block cache is empty at the start of both\n\
+         dropped from it, then at the edge a transaction that removes all rows; the block cache is empty at the start of \
+         each\n\
          required: at most 1.5 times the cost at the first size, peak resident memory at most 300 MB"
     );
-    println!("role       files         rows    state  µs/row  CPU µs  ratio  CPU ratio  B read  B written  peak MB");
+    println!("role       files          rows    state  µs/row  CPU µs  ratio  CPU ratio  B read  B written  peak MB");
     for role in roles {
-        let mut first: [Option<Figures>; 2] = [None, None];
+        let mut first: [Option<Figures>; 3] = [None; 3];
+        let phases = match role {
+            Role::SyncViews => [Phase::Measure, Phase::MeasureCold].as_slice(),
+            Role::Edge => [Phase::Measure, Phase::MeasureCold, Phase::Truncate].as_slice(),
+        };
         for rows in &sizes {
             let dir = tempfile::Builder::new().prefix("trunkline-growth-").tempdir()?;
             let task = |phase| Task {
@@ -100,8 +118,8 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
                 phase,
             };
             child_process(&task(Phase::Build))?;
-            for (phase, first) in [Phase::Measure, Phase::MeasureCold].into_iter().zip(&mut first) {
-                let task = task(phase);
+            for (phase, first) in phases.iter().zip(&mut first) {
+                let task = task(*phase);
                 let figures = child_process(&task)?.context("the measuring process printed no figures")?;
                 print(&task, &figures, first.get_or_insert(figures));
             }
@@ -112,13 +130,9 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
 
 fn print(task: &Task, figures: &Figures, first: &Figures) {
     println!(
-        "{:<10} {:<7} {:>10} {:>5.0} MB {:>7.1} {:>7.1} {:>6.2} {:>10.2} {:>7.0} {:>10.0} {:>8.0}",
+        "{:<10} {:<8} {:>10} {:>5.0} MB {:>7.1} {:>7.1} {:>6.2} {:>10.2} {:>7.0} {:>10.0} {:>8.0}",
         task.role.name(),
-        if task.phase == Phase::MeasureCold {
-            "dropped"
-        } else {
-            "cached"
-        },
+        task.phase.name(),
         task.rows,
         figures.state_mb,
         figures.wall_us,
@@ -161,25 +175,23 @@ fn child_process(task: &Task) -> anyhow::Result<Option<Figures>> {
 /// Runs one phase and prints its figures as JSON, or `null`.
 pub fn child(words: &[String]) -> anyhow::Result<()> {
     let task: Task = serde_json::from_str(words.first().context("the task is missing")?)?;
-    let figures = if task.phase == Phase::Build {
-        match task.role {
-            Role::SyncViews => self::sync_views::build(&task.dir, task.rows)?,
-            Role::Edge => self::replica::build(&task.dir, task.rows)?,
-        }
-        None
-    } else {
-        let cold = task.phase == Phase::MeasureCold;
-        let state_mb = file_bytes(&task.dir, cold)? / 1e6;
-        let updates = Updates {
-            rows: task.rows,
-            count: if cold { COLD_UPDATES } else { UPDATES },
-        };
-        let figures = match task.role {
-            Role::SyncViews => self::sync_views::measure(&task.dir, updates)?,
-            Role::Edge => self::replica::measure(&task.dir, updates)?,
-        };
-        Some(Figures { state_mb, ..figures })
+    let state_mb = file_bytes(&task.dir, task.phase == Phase::MeasureCold)? / 1e6;
+    let updates = Updates {
+        rows: task.rows,
+        count: if task.phase == Phase::MeasureCold {
+            COLD_UPDATES
+        } else {
+            UPDATES
+        },
     };
+    let figures = match (task.phase, task.role) {
+        (Phase::Build, Role::SyncViews) => self::sync_views::build(&task.dir, task.rows).map(|()| None)?,
+        (Phase::Build, Role::Edge) => self::replica::build(&task.dir, task.rows).map(|()| None)?,
+        (Phase::Truncate, _) => Some(self::replica::truncate(&task.dir, task.rows)?),
+        (_, Role::SyncViews) => Some(self::sync_views::measure(&task.dir, updates)?),
+        (_, Role::Edge) => Some(self::replica::measure(&task.dir, updates)?),
+    };
+    let figures = figures.map(|figures| Figures { state_mb, ..figures });
     println!("{}", serde_json::to_string(&figures)?);
     Ok(())
 }
@@ -187,6 +199,9 @@ pub fn child(words: &[String]) -> anyhow::Result<()> {
 /// Bytes of all files. Writes them back first, since the page cache does not drop dirty pages.
 fn file_bytes(dir: &Path, drops: bool) -> anyhow::Result<f64> {
     let mut bytes = 0.0;
+    if !dir.exists() {
+        return Ok(bytes);
+    }
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path.is_dir() {

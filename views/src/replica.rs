@@ -100,13 +100,15 @@ impl Replica {
             .collect()
     }
 
-    /// Applies records of one partition, in offset order. Records below the position are ignored. Malformed records are
-    /// counted and skipped.
+    /// Applies records of one partition, in offset order, up to the first transaction end marker of a transaction that is
+    /// applied in pieces; of that transaction, one piece. Then [`Applied::is_partial`] is set, and the caller must call again
+    /// with the same records, so that other partitions need not wait for the whole transaction. Records below the position
+    /// are ignored. Malformed records are counted and skipped.
     ///
     /// # Errors
     /// [`Error::Record`] for a record of a newer format, or an error of the store. After an error every further call for
     /// the partition fails with [`Error::Unfinished`]: drop the replica and open it again from its store.
-    pub fn apply<'r>(
+    pub fn apply_piece<'r>(
         &self,
         partition: i32,
         records: impl Iterator<Item = RecordRef<'r>>,
@@ -119,6 +121,27 @@ impl Replica {
         let applied = apply::apply(&mut apply, self.target(part), records, now)?;
         apply.unfinished = false;
         Ok(applied)
+    }
+
+    /// Applies records of one partition as [`Replica::apply_piece`] does, with all pieces of large transactions.
+    ///
+    /// # Errors
+    /// As [`Replica::apply_piece`].
+    pub fn apply<'r>(
+        &self,
+        partition: i32,
+        records: impl Iterator<Item = RecordRef<'r>> + Clone,
+        now: Millis,
+    ) -> Result<Applied> {
+        let mut all = Applied::default();
+        loop {
+            let applied = self.apply_piece(partition, records.clone(), now)?;
+            let is_partial = applied.is_partial;
+            all.add(applied);
+            if !is_partial {
+                return Ok(all);
+            }
+        }
     }
 
     /// Sets E to `end`: the log end (`read_uncommitted`), looked up after the position reached records that are too
@@ -139,7 +162,8 @@ impl Replica {
     /// the log end (`read_uncommitted`) was `end`, or [`Offset::MAX`] if the log end is unknown.
     ///
     /// A position at the log end additionally proves that no record after it was older than `asked_ms`, so it advances
-    /// `as_of`. The position may be beyond the last applied record, because control records take offsets too.
+    /// `as_of`. The position may be beyond the last applied record, because control records take offsets too. Has no effect
+    /// while a transaction is applied in pieces.
     ///
     /// # Errors
     /// The partition is not served, or an earlier batch failed.
@@ -147,6 +171,10 @@ impl Replica {
         let part = self.partition(partition)?;
         let mut apply = part.lock_apply(partition)?;
         let mut state = write(&part.state);
+        if state.mid_apply {
+            // The marker at the position must be read again.
+            return Ok(());
+        }
         state.position = state.position.max(position);
         state.current_ms = state.current_ms.max(asked_ms);
         if state.position >= end {

@@ -5,21 +5,24 @@
 //! that the replica is current. Errors of the log are retried forever with a backoff of up to a few seconds; meanwhile
 //! readiness reports the cause, and the proofs expire, so that polls answer 503 instead of possibly revoked data (I5).
 
+use super::backlog::Backlog;
 use super::handle::{ReadinessIssue, ReplicaHandle};
 use super::position::ReplicaPosition;
 use crate::config::{Engine, StoreConfig};
 use aws_lc_rs::digest;
-use event_log::{Isolation, OffsetSpec, Reader, RecordBatch, SharedEventLog, StartFrom, TopicInfo, TopicPartition};
+use event_log::{
+    Isolation, Offset, OffsetSpec, Reader, RecordBatch, SharedEventLog, StartFrom, TopicInfo, TopicPartition,
+};
 use service::backoff::Backoff;
 use service::{Component, Drain, SharedClock, chain};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use views::Replica;
-use views::replica::{Error as ViewsError, FLUSH_BYTES, Options, SPACES, Times};
+use views::replica::{Applied, Error as ViewsError, FLUSH_BYTES, Options, SPACES, Times};
 
 /// Maximum bytes of one poll of the reader.
-const READ_BYTES: usize = 4 * 1024 * 1024;
+const READ_BYTES: usize = 2 * 1024 * 1024;
 /// How long one poll of the reader waits for records. Also bounds the reaction to a stop.
 const READ_WAIT: Duration = Duration::from_millis(100);
 /// Interval of the lookups that prove the replica current, while every partition is complete: a sixth of
@@ -88,8 +91,21 @@ struct Subscription {
     replica: Arc<Replica>,
     reader: Box<dyn Reader>,
     partitions: Vec<TopicPartition>,
+    backlog: Backlog,
     proved: Option<Instant>,
     maintained: Instant,
+}
+
+impl Subscription {
+    /// Offset of the next record of a partition to apply.
+    fn position(&self, at: &TopicPartition) -> Option<Offset> {
+        if !self.backlog.contains(at) {
+            return self.reader.position(at);
+        }
+        let positions = self.replica.positions();
+        let own = positions.iter().find(|(partition, _)| *partition == at.partition);
+        own.map(|(_, position)| *position)
+    }
 }
 
 /// A replica that is open.
@@ -280,6 +296,7 @@ impl Follower {
             .map_err(|e| SubscriptionError::Log("assign the partitions of view.log", e))?;
         Ok(Subscription {
             identity,
+            backlog: Backlog::new(replica.clone()),
             replica,
             reader,
             partitions,
@@ -328,7 +345,8 @@ impl Follower {
             partitions: (0..info.partitions).collect(),
             times: times(info),
             log: identity,
-            pending_bytes_max: mib(self.config.store.pending_mib),
+            pending_bytes_max: mib(self.config.store.pending_mib)
+                / usize::try_from(info.partitions).unwrap_or(1).max(1),
             flush_bytes: FLUSH_BYTES,
             now,
         };
@@ -354,9 +372,7 @@ impl Follower {
         self.handle.set_issue(None);
         while !self.stop.is_draining() {
             let now = self.clock.now_ms();
-            if read > 0 {
-                self.apply(&subscription, &batch, now)?;
-            }
+            self.apply(&mut subscription, &mut batch, now)?;
             let complete = subscription.replica.health(now).iter().all(|h| h.not_ready.is_none());
             let interval = if complete {
                 PROVE_INTERVAL
@@ -366,7 +382,7 @@ impl Follower {
             if subscription.proved.is_none_or(|at| at.elapsed() >= interval) {
                 self.prove_current(&subscription)?;
                 subscription.proved = Some(Instant::now());
-            } else if read == 0 {
+            } else if read == 0 && subscription.backlog.is_empty() {
                 prove_by_reader(&subscription).map_err(SubscriptionError::Replica)?;
             }
             if subscription.maintained.elapsed() >= MAINTAIN_INTERVAL {
@@ -378,64 +394,90 @@ impl Follower {
                 None => self.readiness.ready(),
                 Some(issue) => self.readiness.not_ready(issue.cause, issue.fix),
             }
-            let polled = subscription.reader.poll(&mut batch, READ_BYTES, READ_WAIT);
-            read = polled.map_err(|e| SubscriptionError::Log("read view.log", e))?;
+            read = 0;
+            if !subscription.backlog.is_full() {
+                let wait = if subscription.backlog.is_empty() {
+                    READ_WAIT
+                } else {
+                    Duration::ZERO
+                };
+                let polled = subscription.reader.poll(&mut batch, READ_BYTES, wait);
+                read = polled.map_err(|e| SubscriptionError::Log("read view.log", e))?;
+            }
         }
         Ok(())
     }
 
     /// Publishes the position of the applied records.
     fn publish_position(&self, subscription: &Subscription) {
-        let position = |at: &TopicPartition| Some((at.clone(), subscription.reader.position(at)?));
+        let position = |at: &TopicPartition| Some((at.clone(), subscription.position(at)?));
         self.position
             .set(subscription.partitions.iter().filter_map(position).collect());
     }
 
-    /// Applies a polled batch and wakes the long polls whose buckets changed.
-    fn apply(&self, subscription: &Subscription, batch: &RecordBatch, now: i64) -> Result<(), SubscriptionError> {
-        failpoint::hit("edge.before_apply");
-        let notifier = self.handle.notifier();
-        for (index, at) in batch.partitions().iter().enumerate() {
-            let records = batch.iter().filter(|r| r.partition_index() == index);
-            let applied = subscription
-                .replica
-                .apply(at.partition, records, now)
-                .map_err(SubscriptionError::Replica)?;
-            if applied.need_end {
-                let end = self
-                    .log
-                    .offset(at, OffsetSpec::LogEnd)
-                    .map_err(|e| SubscriptionError::Log("look up the end of view.log", e))?;
-                subscription
-                    .replica
-                    .set_end(at.partition, end)
-                    .map_err(SubscriptionError::Replica)?;
-            }
-            if applied.loaded {
-                // Any device may have waited for the first snapshot of this view.
-                notifier.wake_all();
-            } else {
-                notifier.wake(&applied.buckets);
-            }
-            if let Some(closed_at_ms) = applied.closed_at_ms {
-                let late_ms = u32::try_from((now - closed_at_ms).max(0)).unwrap_or(u32::MAX);
-                metrics::histogram!("trunkline_edge_source_to_view_seconds").record(f64::from(late_ms) / 1_000.0);
-            }
-            if applied.rejected > 0 {
-                metrics::counter!("trunkline_edge_records_rejected_total").increment(applied.rejected);
-            }
+    /// Applies a polled batch and one piece of a large transaction.
+    fn apply(
+        &self,
+        subscription: &mut Subscription,
+        batch: &mut RecordBatch,
+        now: i64,
+    ) -> Result<(), SubscriptionError> {
+        if batch.is_empty() && subscription.backlog.is_empty() {
+            return Ok(());
         }
-        notifier.advanced();
-        metrics::counter!("trunkline_edge_records_read_total")
-            .increment(u64::try_from(batch.len()).unwrap_or(u64::MAX));
+        failpoint::hit("edge.before_apply");
+        let read = u64::try_from(batch.len()).unwrap_or(u64::MAX);
+        let backlog = &mut subscription.backlog;
+        let mut applied = backlog.add(batch, now).map_err(SubscriptionError::Replica)?;
+        batch.clear();
+        applied.extend(backlog.advance(now).map_err(SubscriptionError::Replica)?);
+        for (at, applied) in &applied {
+            self.publish(subscription, at, applied, now)?;
+        }
+        self.handle.notifier().advanced();
+        metrics::counter!("trunkline_edge_records_read_total").increment(read);
         failpoint::hit("edge.after_apply");
+        Ok(())
+    }
+
+    /// Looks up the end of the log if the replica needs it, and wakes the long polls whose buckets changed.
+    fn publish(
+        &self,
+        subscription: &Subscription,
+        at: &TopicPartition,
+        applied: &Applied,
+        now: i64,
+    ) -> Result<(), SubscriptionError> {
+        if applied.need_end {
+            let end = self
+                .log
+                .offset(at, OffsetSpec::LogEnd)
+                .map_err(|e| SubscriptionError::Log("look up the end of view.log", e))?;
+            subscription
+                .replica
+                .set_end(at.partition, end)
+                .map_err(SubscriptionError::Replica)?;
+        }
+        if applied.loaded {
+            // Any device may have waited for the first snapshot of this view.
+            self.handle.notifier().wake_all();
+        } else {
+            self.handle.notifier().wake(&applied.buckets);
+        }
+        if let Some(closed_at_ms) = applied.closed_at_ms {
+            let late_ms = u32::try_from((now - closed_at_ms).max(0)).unwrap_or(u32::MAX);
+            metrics::histogram!("trunkline_edge_source_to_view_seconds").record(f64::from(late_ms) / 1_000.0);
+        }
+        if applied.rejected > 0 {
+            metrics::counter!("trunkline_edge_records_rejected_total").increment(applied.rejected);
+        }
         Ok(())
     }
 
     /// Looks up the end offsets and records in the replica which partitions are current.
     ///
-    /// Must be called when every polled record has been applied, because it uses the reader's position as the position
-    /// of the replica. The time is read *before* the lookup, so that the proof never includes a record that was
+    /// Must be called when every polled record has been applied or is in the backlog, because it uses the reader's position
+    /// as the position of the replica. The time is read *before* the lookup, so that the proof never includes a record that was
     /// appended after it.
     fn prove_current(&self, subscription: &Subscription) -> Result<(), SubscriptionError> {
         let mut lag = 0;
@@ -449,7 +491,7 @@ impl Follower {
         // appended before `asked_ms` (`as_of`).
         let (stable, end) = (ends(OffsetSpec::LastStable)?, ends(OffsetSpec::LogEnd)?);
         for ((at, stable), end) in subscription.partitions.iter().zip(stable).zip(end) {
-            let position = subscription.reader.position(at).unwrap_or(0);
+            let position = subscription.position(at).unwrap_or(0);
             if position >= stable {
                 subscription
                     .replica

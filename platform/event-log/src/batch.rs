@@ -108,7 +108,7 @@ impl RecordBatch {
     }
 
     /// Iterates over the records. Those of one partition are in offset order.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = RecordRef<'_>> {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = RecordRef<'_>> + Clone {
         self.entries.iter().map(|entry| RecordRef { batch: self, entry })
     }
 

@@ -37,9 +37,14 @@ const JOURNAL_BYTES: std::ops::RangeInclusive<u64> = 8 << 20..=96 << 20;
 const MEMORY_BYTES_MIN: u64 = 8 << 20;
 /// Larger buffers would require more journals, which are replayed at the next open.
 const BUFFER_BYTES_MAX: u64 = 48 << 20;
+/// Size of a table. The first level is compacted into tables of four times this size, which are all rewritten by each
+/// compaction if the keys are random. With fjall's 64 MiB that is 256 MiB for 32 MiB of flushed buffers.
+const TABLE_BYTES: u64 = 16 << 20;
 /// fjall delays writers at this number of overlapping tables in a tree. At a slightly greater number it stops them
 /// without a time limit.
 const OVERLAPPING_TABLES_MAX: usize = 20;
+/// Memory of an entry of a write buffer that fjall does not count: node, allocations of key and value.
+const ENTRY_BYTES: u64 = 96;
 /// Approximate size of a table that the engine failed to write.
 const PROBE_BYTES: usize = 8 << 20;
 /// Fewer rows are committed as a batch, because each load writes a table.
@@ -86,7 +91,7 @@ impl FjallStore {
         let directory = LockedDirectory::open(&options.dir, "fjall")?;
         let memory = options.memory_bytes.max(MEMORY_BYTES_MIN);
         // Half of the memory is for the block cache. The other half is for write buffers: one that is active and up to
-        // two that are being flushed. A buffered entry needs about a third more memory than fjall counts.
+        // two that are being flushed.
         let (db, spaces) = catch_panic(&directory.dir, || open_spaces(&directory, &options.spaces, memory / 2))?;
         let buffer_bytes = (memory / 8).min(BUFFER_BYTES_MAX);
         let shared = Shared {
@@ -145,6 +150,9 @@ fn tree_options() -> KeyspaceCreateOptions {
     // but each lookup of a new key would then read an index and a data block, 6 kB, instead of a filter.
     let partitioned = || PartitioningPolicy::all(true);
     KeyspaceCreateOptions::default()
+        .compaction_strategy(Arc::new(
+            fjall::compaction::Leveled::default().with_table_target_size(TABLE_BYTES),
+        ))
         // No limit per buffer, because `Shared::make_room` limits the sum of all buffers.
         .max_memtable_size(u64::MAX)
         .index_block_partitioning_policy(partitioned())
@@ -193,11 +201,7 @@ impl Shared {
                     || space.tree.l0_run_count() >= OVERLAPPING_TABLES_MAX
             })
         })?;
-        let sizes = || {
-            self.spaces
-                .iter()
-                .map(|space| (space.tree.active_memtable().size(), space))
-        };
+        let sizes = || self.spaces.iter().map(|space| (buffered_bytes(space), space));
         if sizes().map(|(bytes, _)| bytes).sum::<u64>() < self.buffer_bytes {
             return Ok(());
         }
@@ -269,6 +273,12 @@ impl Shared {
             compactions: self.db.compactions_completed(),
         }
     }
+}
+
+/// Approximate memory of the active write buffer of a keyspace.
+fn buffered_bytes(space: &Keyspace) -> u64 {
+    let buffer = space.tree.active_memtable();
+    buffer.size() + ENTRY_BYTES * u64::try_from(buffer.len()).unwrap_or(u64::MAX)
 }
 
 /// How long the engine may make no progress.

@@ -17,6 +17,8 @@ const WRITER_ID: &str = "sync-views/shop.change.shop/000000000000000000000000000
 /// The time of every record, in ms.
 const NOW: i64 = 1_000_000_000;
 const MIB: u32 = 1 << 20;
+/// Tombstones of about 2 MiB, the size of a poll.
+const READ_ROWS: usize = 10_000;
 
 pub fn build(dir: &Path, rows: usize) -> anyhow::Result<()> {
     let mut edge = Edge::open(dir, rows)?;
@@ -28,6 +30,26 @@ pub fn build(dir: &Path, rows: usize) -> anyhow::Result<()> {
     edge.check()?;
     edge.store.persist()?;
     wait_for_compactions()
+}
+
+/// Removes all rows in one source transaction, as TRUNCATE does.
+pub fn truncate(dir: &Path, rows: usize) -> anyhow::Result<Figures> {
+    let mut edge = Edge::open(dir, rows)?;
+    let figures = Updates { rows, count: rows }.measure_once(|| {
+        let mut batch = RecordBatch::default();
+        for row in 0..rows {
+            if batch.len() == READ_ROWS {
+                edge.read(&batch)?;
+                batch.clear();
+            }
+            edge.push(&mut batch, row, None)?;
+        }
+        edge.push_end(&mut batch);
+        edge.read(&batch)
+    })?;
+    let left = edge.live_rows()?;
+    anyhow::ensure!(left == 0, "the first bucket still has {left} rows");
+    Ok(figures)
 }
 
 pub fn measure(dir: &Path, updates: Updates) -> anyhow::Result<Figures> {
@@ -87,44 +109,34 @@ impl Edge {
     /// Applies a source transaction that writes these rows.
     fn apply(&mut self, rows: &[usize], random: &mut Random) -> anyhow::Result<()> {
         let mut batch = RecordBatch::default();
-        let at = batch.intern(&TopicPartition::new("shop.view.log", 0));
-        let kind = TimestampType::LogAppend;
         for row in rows {
-            let bucket = self.buckets.get(row / BUCKET_ROWS).context("no bucket for a row")?;
             let json = format!("{{\"id\":{},\"text\":\"{}\"}}", row_number(*row), random.text(180));
-            let (key, value) = self
-                .writer
-                .row(bucket, "v", &row_number(*row).to_string(), Some(json.as_bytes()));
-            let mut version = [0; 17];
-            version[5..13].copy_from_slice(&self.next.to_be_bytes());
-            let headers: [Header<'_>; 2] = [(WRITER, Some(WRITER_ID.as_bytes())), (VERSION, Some(&version))];
-            batch.push(
-                at,
-                NewRecord {
-                    offset: self.next,
-                    timestamp: NOW,
-                    timestamp_type: kind,
-                    key: Some(key),
-                    value,
-                },
-                headers,
-            );
-            self.next += 1;
+            self.push(&mut batch, *row, Some(&json))?;
         }
-        let (key, value) = self.writer.transaction_end(Version::default(), NOW);
-        let headers: [Header<'_>; 1] = [(WRITER, Some(WRITER_ID.as_bytes()))];
-        batch.push(
-            at,
-            NewRecord {
-                offset: self.next,
-                timestamp: NOW,
-                timestamp_type: kind,
-                key: Some(key),
-                value,
-            },
-            headers,
-        );
+        self.push_end(&mut batch);
+        self.read(&batch)
+    }
+
+    /// Adds the record of a row, which removes the row if it has no JSON.
+    fn push(&mut self, batch: &mut RecordBatch, row: usize, json: Option<&str>) -> anyhow::Result<()> {
+        let bucket = self.buckets.get(row / BUCKET_ROWS).context("no bucket for a row")?;
+        let key = row_number(row).to_string();
+        let (key, value) = self.writer.row(bucket, "v", &key, json.map(str::as_bytes));
+        let mut version = [0; 17];
+        version[5..13].copy_from_slice(&self.next.to_be_bytes());
+        let headers: [Header<'_>; 2] = [(WRITER, Some(WRITER_ID.as_bytes())), (VERSION, Some(&version))];
+        push(batch, self.next, key, value, &headers);
         self.next += 1;
+        Ok(())
+    }
+
+    fn push_end(&mut self, batch: &mut RecordBatch) {
+        let (key, value) = self.writer.transaction_end(Version::default(), NOW);
+        push(batch, self.next, key, value, &[(WRITER, Some(WRITER_ID.as_bytes()))]);
+        self.next += 1;
+    }
+
+    fn read(&mut self, batch: &RecordBatch) -> anyhow::Result<()> {
         let applied = self.replica.apply(0, batch.iter(), NOW)?;
         anyhow::ensure!(
             applied.rejected == 0,
@@ -137,14 +149,32 @@ impl Edge {
         Ok(())
     }
 
+    /// Rows of the first bucket.
+    fn live_rows(&self) -> anyhow::Result<usize> {
+        let bucket = self.buckets.first().context("no buckets")?;
+        let rows = self.replica.rows(0, BucketId::of(bucket))?;
+        Ok(rows.iter().filter(|row| row.parts().json.is_some()).count())
+    }
+
     /// An update replaces a row, so the number of rows does not change.
     fn check(&self) -> anyhow::Result<()> {
-        let bucket = self.buckets.first().context("no buckets")?;
-        let rows = self.replica.rows(0, BucketId::of(bucket))?.len();
+        let rows = self.live_rows()?;
         anyhow::ensure!(
             rows == BUCKET_ROWS,
-            "bucket {bucket} has {rows} rows, not {BUCKET_ROWS}"
+            "the first bucket has {rows} rows, not {BUCKET_ROWS}"
         );
         Ok(())
     }
+}
+
+fn push(batch: &mut RecordBatch, offset: Offset, key: &[u8], value: Option<&[u8]>, headers: &[Header<'_>]) {
+    let at = batch.intern(&TopicPartition::new("shop.view.log", 0));
+    let record = NewRecord {
+        offset,
+        timestamp: NOW,
+        timestamp_type: TimestampType::LogAppend,
+        key: Some(key),
+        value,
+    };
+    batch.push(at, record, headers.iter().copied());
 }

@@ -42,12 +42,20 @@ impl Updates {
     pub fn measure(self, mut update: impl FnMut(&[usize], usize) -> anyhow::Result<()>) -> anyhow::Result<Figures> {
         let mut random = Random::new(u64::try_from(self.count)?);
         let mut chosen = Vec::with_capacity(TRANSACTION_ROWS);
+        self.measure_once(|| {
+            for transaction in 0..self.count / TRANSACTION_ROWS {
+                chosen.clear();
+                chosen.extend((0..TRANSACTION_ROWS).map(|_| random.below(self.rows)));
+                update(&chosen, transaction)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Measures one call that changes `count` rows.
+    pub fn measure_once(self, change: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Figures> {
         let (began, before) = (Instant::now(), Counters::now()?);
-        for transaction in 0..self.count / TRANSACTION_ROWS {
-            chosen.clear();
-            chosen.extend((0..TRANSACTION_ROWS).map(|_| random.below(self.rows)));
-            update(&chosen, transaction)?;
-        }
+        change()?;
         let (wall_s, after) = (began.elapsed().as_secs_f64(), Counters::now()?);
         let count = f64::from(u32::try_from(self.count)?);
         Ok(Figures {

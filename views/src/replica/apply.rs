@@ -3,7 +3,7 @@
 //!
 //! A polled batch is one store batch. A source transaction larger than [`Options::flush_bytes`] is applied in pieces, one
 //! store batch each, and the partition is incomplete until the last piece. Pieces are committed with the marker's own
-//! offset as the position, so that a restart reads the marker again but no row before it.
+//! offset as the position, so that the next call and a restart read the marker again but no row before it.
 //!
 //! Invariant at each commit (I8): every row below the position is in `ROWS`, superseded by a row in `ROWS`, or in
 //! `PENDING`.
@@ -34,6 +34,17 @@ pub struct ApplyState {
     /// were removed from it, or marked as stored, for a commit that did not happen. The next commit would lose them, so
     /// the replica must be opened again from its store.
     pub(super) unfinished: bool,
+    /// What the pieces of the current source transaction have changed. It is visible, and so returned, with the last
+    /// piece.
+    hidden: Visible,
+}
+
+/// What a batch makes visible.
+#[derive(Default)]
+struct Visible {
+    buckets: HashSet<BucketId>,
+    /// Whether a view became loaded.
+    loaded: bool,
 }
 
 impl ApplyState {
@@ -47,6 +58,7 @@ impl ApplyState {
             pending,
             meta_dirty: false,
             unfinished: false,
+            hidden: Visible::default(),
         };
         Ok((apply, state))
     }
@@ -74,6 +86,21 @@ pub struct Applied {
     pub closed_at_ms: Option<i64>,
     /// Number of malformed records that were skipped.
     pub rejected: u64,
+    /// Whether the batch ended at a transaction end marker of which only a piece was applied. The caller must call again
+    /// with the records from that marker on.
+    pub is_partial: bool,
+}
+
+impl Applied {
+    /// Adds the result of the next call for the same partition.
+    pub(super) fn add(&mut self, next: Applied) {
+        self.buckets.extend(next.buckets);
+        self.loaded |= next.loaded;
+        self.need_end = next.need_end;
+        self.closed_at_ms = next.closed_at_ms.or(self.closed_at_ms);
+        self.rejected += next.rejected;
+        self.is_partial = next.is_partial;
+    }
 }
 
 /// What the next commit stores for the partition, apart from rows.
@@ -121,12 +148,9 @@ struct Applier<'a> {
     target: Target<'a>,
     progress: Progress,
     staged: Staged,
-    touched: HashSet<BucketId>,
-    /// Whether a view became loaded.
-    loaded: bool,
 }
 
-/// Applies records; see [`super::Replica::apply`].
+/// Applies records; see [`super::Replica::apply_piece`].
 pub fn apply<'r>(
     apply: &mut ApplyState,
     target: Target<'_>,
@@ -153,7 +177,12 @@ pub fn apply<'r>(
             Ok(ViewRecord::TransactionEnd { writer, at_ms }) => {
                 // If the transaction is applied in pieces, each piece is committed at this position.
                 applier.progress.position = offset;
-                applier.end_transaction(hash_of(&[&writer]), offset)?;
+                if !applier.end_transaction(hash_of(&[&writer]), offset)? {
+                    applied.is_partial = true;
+                    applier.apply.pending.spill(options.pending_bytes_max);
+                    return Ok(applied);
+                }
+                applier.progress.mid_apply = false;
                 applier.progress.end_marker = offset;
                 applied.closed_at_ms = Some(at_ms).filter(|at| *at > 0);
             }
@@ -182,8 +211,9 @@ pub fn apply<'r>(
     }
     applier.flush()?;
     applier.apply.pending.spill(options.pending_bytes_max);
-    applied.buckets = applier.touched.into_iter().collect();
-    applied.loaded = applier.loaded;
+    let visible = std::mem::take(&mut apply.hidden);
+    applied.buckets = visible.buckets.into_iter().collect();
+    applied.loaded = visible.loaded;
     Ok(applied)
 }
 
@@ -208,7 +238,7 @@ impl<'a> Applier<'a> {
                 as_of: state.as_of,
                 current_ms: state.current_ms,
                 end: state.end,
-                mid_apply: false,
+                mid_apply: state.mid_apply,
             }
         };
         Applier {
@@ -216,13 +246,12 @@ impl<'a> Applier<'a> {
             target,
             progress,
             staged: Staged::default(),
-            touched: HashSet::new(),
-            loaded: false,
         }
     }
 
-    /// Makes the pending rows of a writer visible, in pieces if they are large. `end_marker` is the marker's offset.
-    fn end_transaction(&mut self, writer: u64, end_marker: Offset) -> Result<()> {
+    /// Makes the pending rows of a writer visible. `end_marker` is the marker's offset. If they are large, commits one piece
+    /// of them and returns false.
+    fn end_transaction(&mut self, writer: u64, end_marker: Offset) -> Result<bool> {
         let flush_bytes = self.target.options.flush_bytes;
         if self.staged.bytes > 0 && self.staged.bytes + self.apply.pending.bytes_of(writer) > flush_bytes {
             // The earlier transactions are committed first, so that they become visible. In one batch with the first
@@ -237,7 +266,7 @@ impl<'a> Applier<'a> {
             let pending = &mut self.apply.pending;
             let piece = pending.take_piece(self.target.store, partition, writer, flush_bytes / 2)?;
             if piece.is_empty() {
-                return Ok(());
+                return Ok(true);
             }
             for row in &piece {
                 if row.stored {
@@ -247,6 +276,7 @@ impl<'a> Applier<'a> {
             }
             if self.staged.bytes > flush_bytes && self.apply.pending.contains(writer) {
                 self.flush_piece()?;
+                return Ok(false);
             }
         }
     }
@@ -255,9 +285,7 @@ impl<'a> Applier<'a> {
     fn flush_piece(&mut self) -> Result<()> {
         failpoint::hit("replica.mid_apply");
         self.progress.mid_apply = true;
-        let flushed = self.flush();
-        self.progress.mid_apply = false;
-        flushed
+        self.flush()
     }
 
     fn stage(&mut self, writer: u64, offset: Offset, value: &[u8], end_marker: Offset) -> Result<()> {
@@ -330,7 +358,7 @@ impl<'a> Applier<'a> {
                 version: row.version,
             },
         );
-        self.touched.insert(id);
+        self.apply.hidden.buckets.insert(id);
         Ok(())
     }
 
@@ -366,7 +394,7 @@ impl<'a> Applier<'a> {
         self.apply.pending.stage(partition, &mut batch);
         let mut state = write(self.target.state);
         let mut meta = Meta::of(&state);
-        self.loaded |= self.staged.apply_marks(&mut meta);
+        self.apply.hidden.loaded |= self.staged.apply_marks(&mut meta);
         meta.position = self.progress.position;
         meta.end_marker = self.progress.end_marker;
         meta.as_of = self.progress.as_of;

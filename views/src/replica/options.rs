@@ -39,8 +39,9 @@ impl Times {
     }
 }
 
-/// [`Options::flush_bytes`] of an edge: bounds memory and duration of one store commit.
-pub const FLUSH_BYTES: usize = 2 << 20;
+/// [`Options::flush_bytes`] of an edge: bounds memory and duration of one store commit, and so how long a change of another
+/// partition waits for a large transaction.
+pub const FLUSH_BYTES: usize = 1 << 20;
 
 /// How to open a replica.
 #[derive(Debug, Clone)]
@@ -51,7 +52,7 @@ pub struct Options {
     pub times: Times,
     /// Hash of the log epoch and the topic id. A store of another pair is rejected.
     pub log: u64,
-    /// Maximum bytes of pending rows in memory, per partition. Rows beyond the limit are kept in the store only.
+    /// Maximum memory of pending rows, in bytes per partition. Rows beyond the limit are kept in the store only.
     pub pending_bytes_max: usize,
     /// Staged bytes above which changes are committed before the batch ends, even within a source transaction. An edge
     /// uses [`FLUSH_BYTES`]; tests use a smaller value, so that few rows cause several commits.

@@ -18,8 +18,8 @@ use std::ops::{ControlFlow, Range};
 pub struct PendingRows {
     /// Ordered, so that the choice among equally large writers is the same in each run of a seed.
     writers: BTreeMap<u64, PendingWriter>,
-    /// Bytes of the rows in memory.
-    bytes: usize,
+    /// Memory of the rows in memory.
+    memory: usize,
 }
 
 /// Pending rows of one writer.
@@ -46,15 +46,28 @@ pub struct PendingRow {
     pub value: Vec<u8>,
 }
 
+/// Memory of a pending row in addition to its value: the row itself, and the rounding of allocations.
+const ROW_MEMORY: usize = size_of::<PendingRow>() + 16;
+
+impl PendingRow {
+    fn memory(&self) -> usize {
+        self.value.capacity() + ROW_MEMORY
+    }
+}
+
 impl PendingWriter {
     fn bytes(&self) -> usize {
         self.rows.iter().map(|r| r.value.len()).sum()
     }
+
+    fn memory(&self) -> usize {
+        self.rows.iter().map(PendingRow::memory).sum()
+    }
 }
 
 impl PendingRows {
-    /// Loads the pending rows of a partition, at most `bytes_max` of them into memory.
-    pub fn load(store: &dyn Store, partition: i32, bytes_max: usize) -> Result<Self> {
+    /// Loads the pending rows of a partition, at most `memory_max` of them into memory.
+    pub fn load(store: &dyn Store, partition: i32, memory_max: usize) -> Result<Self> {
         let mut pending = PendingRows::default();
         let (from, to) = bytes::partition_range(partition);
         store.scan(
@@ -64,7 +77,7 @@ impl PendingRows {
             &mut |key, value| {
                 if let Some((writer, offset)) = bytes::decode_pending_key(key) {
                     pending.add(writer, offset, value.to_vec(), true);
-                    pending.spill(bytes_max);
+                    pending.spill(memory_max);
                 }
                 ControlFlow::Continue(())
             },
@@ -86,7 +99,8 @@ impl PendingRows {
 
     fn add(&mut self, writer: u64, offset: Offset, value: Vec<u8>, stored: bool) {
         let time = time_of(&value);
-        self.bytes += value.len();
+        let row = PendingRow { offset, stored, value };
+        self.memory += row.memory();
         let pending = self.writers.entry(writer).or_insert_with(|| PendingWriter {
             first: offset,
             time,
@@ -94,7 +108,7 @@ impl PendingRows {
             spilled: None,
         });
         pending.time = pending.time.min(time);
-        pending.rows.push(PendingRow { offset, stored, value });
+        pending.rows.push(row);
     }
 
     /// Bytes of a writer's pending rows in memory.
@@ -136,7 +150,7 @@ impl PendingRows {
         };
         let count = pending.rows.iter().position(full).unwrap_or(pending.rows.len());
         let piece: Vec<PendingRow> = pending.rows.drain(..count).collect();
-        self.bytes -= piece.iter().map(|row| row.value.len()).sum::<usize>();
+        self.memory -= piece.iter().map(PendingRow::memory).sum::<usize>();
         if pending.rows.is_empty() {
             self.writers.remove(&writer);
         }
@@ -159,15 +173,15 @@ impl PendingRows {
         }
     }
 
-    /// Removes rows from memory, largest writers first, until at most `max` bytes are left. All rows must be in the
+    /// Removes rows from memory, largest writers first, until they take at most `memory_max` bytes. All rows must be in the
     /// store.
-    pub fn spill(&mut self, max: usize) {
-        while self.bytes > max {
+    pub fn spill(&mut self, memory_max: usize) {
+        while self.memory > memory_max {
             let largest = self.writers.values_mut().max_by_key(|w| w.rows.len());
             let Some(writer) = largest.filter(|w| !w.rows.is_empty()) else {
                 return;
             };
-            self.bytes -= writer.bytes();
+            self.memory -= writer.memory();
             writer.rows = Vec::new();
             writer.spilled.get_or_insert(writer.first);
         }

@@ -50,7 +50,7 @@ impl Edge {
             partitions: (0..PARTITIONS).collect(),
             times,
             log: 5,
-            pending_bytes_max: 200,
+            pending_bytes_max: 400,
             flush_bytes: 150,
             now,
         };
@@ -212,12 +212,17 @@ impl Readers {
             let (batch, after) = broker.batch(&at, position, limit.records);
             let (end, stable) = (broker.part(&at).end(), broker.part(&at).stable());
             let done = crash_at(limit.crashes_at, || -> CheckResult {
-                let applied = replica.apply(p, batch.iter(), now).map_err(|e| e.to_string())?;
+                let applied = if limit.records == usize::MAX {
+                    replica.apply(p, batch.iter(), now)
+                } else {
+                    replica.apply_piece(p, batch.iter(), now)
+                };
+                let applied = applied.map_err(|e| e.to_string())?;
                 check(applied.rejected == 0, || "a replica rejects a record".to_owned())?;
                 if applied.need_end {
                     replica.set_end(p, end).map_err(|e| e.to_string())?;
                 }
-                if after >= stable {
+                if after >= stable && !applied.is_partial {
                     replica.at_end(p, after, end, now).map_err(|e| e.to_string())?;
                 }
                 Ok(())
