@@ -61,7 +61,7 @@ pub struct Config {
     #[serde(default)]
     pub on_mismatch: OnMismatch,
     /// How many records the consumers of this source may be behind before its snapshots wait for them; 0: they never wait.
-    /// Default: 20,000.
+    /// Default: 5,000.
     #[serde(default = "snapshot_lag_max")]
     pub snapshot_lag_max: u64,
     /// Limit of the write-ahead log that the server retains for the slot. Default: none.
@@ -80,9 +80,9 @@ fn heartbeat_seconds() -> u64 {
     10
 }
 
-/// About a second of records on two cores.
+/// About a quarter of a second of records on two cores.
 fn snapshot_lag_max() -> u64 {
-    20_000
+    5_000
 }
 
 impl Config {
