@@ -13,6 +13,7 @@ mod journal;
 mod keeper;
 mod last_write;
 mod session;
+mod space;
 
 use super::{Backing, Cut, Persist, Recovered, Space, Visit, Writes};
 use crate::embedded::config::{Config, Durability};
@@ -24,6 +25,7 @@ use errors::{FIX_DISK, FREE_SPACE, Failure, RESTART, io_failure, io_refused, loc
 use fjall::{LsmError, PersistMode, Readable};
 use last_write::LastWrite;
 use session::Session;
+use space::{DiskSpace, WriteLimits};
 use std::fs::{OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,12 +34,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use uuid::Uuid;
 
-/// The free space is also checked after this many bytes of writes.
-const CHECK_BYTES: u64 = 8 * 1024 * 1024;
 /// Minimum free space for opening a failed database again. It is needed for the copy of a journal and the next flush.
 const WORK_BYTES: u64 = 96 * 1024 * 1024;
-/// Greatest default reserve.
-const RESERVE_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// A file of this size is written to find out whether the disk accepts writes.
 const PROBE_BYTES: usize = 64 * 1024;
 
@@ -58,6 +56,7 @@ struct Shared {
     dir: PathBuf,
     cache_bytes: u64,
     reserve_bytes: Option<u64>,
+    limits: WriteLimits,
     durability: Durability,
     recovered: Recovered,
     session: Session,
@@ -143,7 +142,8 @@ impl DiskBacking {
     pub fn open(dir: &Path, config: &Config) -> Result<Self> {
         let cut = prepare(dir)?;
         let last = Session::read(dir);
-        let engine = Engine::open(dir, config.store_cache_bytes).map_err(|error| open_error(dir, error))?;
+        let limits = WriteLimits::of(dir);
+        let engine = Engine::open(dir, config.store_cache_bytes, limits).map_err(|error| open_error(dir, error))?;
         let stored = engine.get(Space::Meta, format::SESSION);
         let stored = stored.map_err(|error| open_error(dir, OpenError::Fjall(error)))?;
         let stored = stored.map_or(Ok(Vec::new()), |value| format::decode_session(&value))?;
@@ -162,6 +162,7 @@ impl DiskBacking {
             dir: dir.to_owned(),
             cache_bytes: config.store_cache_bytes,
             reserve_bytes: config.reserve_bytes,
+            limits,
             durability: config.durability,
             recovered,
             session,
@@ -173,7 +174,7 @@ impl DiskBacking {
             is_writable: AtomicBool::new(true),
             journal_failed: AtomicBool::new(false),
             unsynced: AtomicBool::new(false),
-            unchecked_bytes: AtomicU64::new(CHECK_BYTES),
+            unchecked_bytes: AtomicU64::new(limits.check_bytes),
             stop: (Mutex::new(false), Condvar::new()),
         });
         let keeper = shared.clone();
@@ -284,7 +285,7 @@ impl Shared {
 
     fn commit(&self, writes: &Writes, persist: Persist) -> Result<()> {
         let bytes = writes.byte_len();
-        if self.unchecked_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes >= CHECK_BYTES {
+        if self.unchecked_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes >= self.limits.check_bytes {
             self.unchecked_bytes.store(0, Ordering::Relaxed);
             self.check_space();
         }
@@ -332,7 +333,7 @@ impl Shared {
             WriteError::Fjall(fjall::Error::Poisoned) => match self.probe() {
                 Err(source) => return io_failure(&source),
                 // The disk may have been full when the worker failed, and have some free space again.
-                Ok(()) => match self.space_failure(Some(WORK_BYTES)) {
+                Ok(()) => match self.space_failure(|_| WORK_BYTES) {
                     Some(failure) => return failure,
                     None => "a background write failed".to_owned(),
                 },
@@ -351,33 +352,38 @@ impl Shared {
         written.and(removed)
     }
 
-    /// Returns a failure if less than this number of bytes is free; `None` is the default reserve.
-    fn space_failure(&self, least_bytes: Option<u64>) -> Option<Failure> {
-        let found = rustix::fs::statvfs(&self.dir);
-        let (free, total) = match found {
-            // A file system without a size, such as an unlimited tmpfs.
-            Ok(found) if found.f_blocks == 0 => return None,
-            Ok(found) => {
-                let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
-                (bytes(found.f_bavail), bytes(found.f_blocks))
-            }
-            Err(source) => return Some(io_failure(&source.into())),
+    /// Returns a failure if less than this number of bytes is free.
+    fn space_failure(&self, least_bytes: impl FnOnce(DiskSpace) -> u64) -> Option<Failure> {
+        let space = match DiskSpace::of(&self.dir) {
+            Ok(space) => space?,
+            Err(source) => return Some(io_failure(&source)),
         };
-        let least_bytes = least_bytes.unwrap_or_else(|| default_reserve(total));
-        (free < least_bytes).then(|| Failure {
+        let least_bytes = least_bytes(space);
+        (space.free < least_bytes).then(|| Failure {
             cause: format!(
                 "the disk has {} MiB of free space left, but the embedded log needs {} MiB",
-                free >> 20,
+                space.free >> 20,
                 least_bytes >> 20
             ),
             fix: FREE_SPACE,
         })
     }
 
-    /// What the free space permits.
+    /// What the free space permits. The reserve remains free after everything that was accepted is flushed, and after the
+    /// writes until the next check, which are written to the journal and flushed.
     fn space_health(&self) -> Health {
-        self.space_failure(self.reserve_bytes)
-            .map_or(Health::Writable, Health::LowSpace)
+        let failure = self.space_failure(|space| match self.reserve_bytes {
+            Some(0) => 0,
+            reserve => {
+                let engine = self.engine.read().unwrap_or_else(PoisonError::into_inner).clone();
+                let unflushed = engine.map_or(0, |engine| engine.unflushed_bytes());
+                let in_use = unflushed.saturating_add(2 * self.limits.check_bytes);
+                reserve
+                    .unwrap_or_else(|| space.default_reserve())
+                    .saturating_add(in_use)
+            }
+        });
+        failure.map_or(Health::Writable, Health::LowSpace)
     }
 
     /// Updates the health by the free space. Only the keeper ends a failure, and one may begin while the space is read.
@@ -388,11 +394,6 @@ impl Shared {
             self.replace(&mut current, found);
         }
     }
-}
-
-/// The default reserve on a disk of this size. On a small disk, a fixed reserve would leave no space to write.
-fn default_reserve(disk_bytes: u64) -> u64 {
-    RESERVE_BYTES_MAX.min(disk_bytes / 8)
 }
 
 fn reopening() -> Failure {

@@ -7,6 +7,7 @@
 //! worker thread: with two, the first sends compactions to the second in a loop and uses a whole core.
 
 use super::super::{Space, Write, Writes};
+use super::space::WriteLimits;
 use bytes::Bytes;
 use fjall::config::{FilterPolicy, PartitioningPolicy};
 use fjall::{AbstractTree, CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -14,9 +15,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Write buffers are flushed at this size. Blocks are large, few, and read in order.
-const RECORDS_BUFFER_BYTES: u64 = 24 * 1024 * 1024;
-const META_BUFFER_BYTES: u64 = 8 * 1024 * 1024;
 /// Upper limit of the journal that the next start replays: the minimum that fjall accepts.
 const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// A commit waits while this many write buffers wait to be flushed. fjall waits at 4. One commit may add two, because
@@ -34,6 +32,7 @@ pub(super) struct Engine {
     pub records: Keyspace,
     pub meta: Keyspace,
     pub db: Database,
+    limits: WriteLimits,
 }
 
 /// Why a directory was not opened.
@@ -71,8 +70,8 @@ struct Backlog {
 
 impl Engine {
     /// Opens or creates a database.
-    pub fn open(dir: &Path, cache_bytes: u64) -> Result<Engine, OpenError> {
-        let opened = catch_unwind(AssertUnwindSafe(|| Engine::open_or_panic(dir, cache_bytes)));
+    pub fn open(dir: &Path, cache_bytes: u64, limits: WriteLimits) -> Result<Engine, OpenError> {
+        let opened = catch_unwind(AssertUnwindSafe(|| Engine::open_or_panic(dir, cache_bytes, limits)));
         opened.unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -80,7 +79,7 @@ impl Engine {
         })
     }
 
-    fn open_or_panic(dir: &Path, cache_bytes: u64) -> Result<Engine, OpenError> {
+    fn open_or_panic(dir: &Path, cache_bytes: u64, limits: WriteLimits) -> Result<Engine, OpenError> {
         let db = Database::builder(dir)
             .cache_size(cache_bytes)
             .worker_threads(1)
@@ -101,7 +100,12 @@ impl Engine {
         };
         let records = db.keyspace("records", options)?;
         let meta = db.keyspace("meta", options)?;
-        Ok(Engine { records, meta, db })
+        Ok(Engine {
+            records,
+            meta,
+            db,
+            limits,
+        })
     }
 
     pub fn space(&self, space: Space) -> &Keyspace {
@@ -137,7 +141,7 @@ impl Engine {
 
     /// Waits until all counts are below those at which fjall waits, and starts the flush of large write buffers.
     fn make_room(&self) -> Result<(), WriteError> {
-        for (space, limit) in [(&self.records, RECORDS_BUFFER_BYTES), (&self.meta, META_BUFFER_BYTES)] {
+        for (space, limit) in self.buffers() {
             self.wait_while(|| {
                 space.sealed_memtable_count() >= SEALED_BUFFERS_MAX
                     || space.tree.l0_run_count() >= OVERLAPPING_TABLES_MAX
@@ -147,6 +151,25 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// The keyspaces with the sizes at which their write buffers are flushed.
+    fn buffers(&self) -> [(&Keyspace, u64); 2] {
+        [
+            (&self.records, self.limits.records_buffer_bytes),
+            (&self.meta, self.limits.meta_buffer_bytes),
+        ]
+    }
+
+    /// Upper estimate of the bytes in write buffers, which flushes will write to tables.
+    pub fn unflushed_bytes(&self) -> u64 {
+        let of = |(space, limit): (&Keyspace, u64)| {
+            let sealed = u64::try_from(space.sealed_memtable_count()).unwrap_or(u64::MAX);
+            sealed
+                .saturating_mul(limit)
+                .saturating_add(space.tree.active_memtable().size())
+        };
+        self.buffers().into_iter().map(of).sum()
     }
 
     fn wait_while(&self, busy: impl Fn() -> bool) -> Result<(), WriteError> {

@@ -123,7 +123,7 @@ impl Shared {
         let copies_journal = self.journal_failed.load(Ordering::Acquire);
         // Without a copy no space is required: files of an interrupted compaction are removed only when the database is
         // opened, so waiting for free space could wait forever.
-        if let Some(failure) = self.space_failure(Some(WORK_BYTES)).filter(|_| copies_journal) {
+        if let Some(failure) = self.space_failure(|_| WORK_BYTES).filter(|_| copies_journal) {
             self.set(Health::Failed(failure));
             return false;
         }
@@ -145,7 +145,7 @@ impl Shared {
             return false;
         }
         self.journal_failed.store(false, Ordering::Release);
-        match Engine::open(&self.dir, self.cache_bytes) {
+        match Engine::open(&self.dir, self.cache_bytes, self.limits) {
             Ok(engine) => self.reopened(engine, last_write.as_ref()),
             Err(error) => {
                 let cause = open_error(&self.dir, error).to_string();

@@ -172,13 +172,6 @@ fn failed_storage_is_opened_again_while_readers_hold_it() {
 }
 
 #[test]
-fn default_reserve_is_small_on_a_small_disk() {
-    let mib = |n: u64| n << 20;
-    let reserves = [64, 512, 1024, 1 << 20].map(|disk| default_reserve(mib(disk)));
-    assert_eq!(reserves, [8, 64, 128, 128].map(mib));
-}
-
-#[test]
 fn low_space_rejects_writes_except_those_that_may_use_the_reserve() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config();
