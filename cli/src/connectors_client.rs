@@ -3,6 +3,7 @@
 use crate::processes::Processes;
 use anyhow::{Context, Result, bail};
 use connectors::status;
+use event_log::in_parallel;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -93,8 +94,8 @@ impl Connectors {
     /// Asks all processes.
     pub fn read(processes: &Processes) -> Self {
         let mut connectors = Connectors::default();
-        for url in &processes.urls {
-            match of_process(processes, url) {
+        for found in in_parallel(&processes.urls, |url| of_process(processes, url)) {
+            match found {
                 Ok(found) => connectors.found.extend(found),
                 Err(error) => connectors.failures.push(error),
             }

@@ -36,6 +36,8 @@ pub enum Request {
     Log,
     /// List all topics.
     Topics,
+    /// List the names of all topics, which needs no request for each of them.
+    TopicNames,
     /// Describe one topic.
     Topic(String),
     /// Read records.
@@ -59,6 +61,7 @@ impl Request {
     pub fn name(&self) -> &'static str {
         match self {
             Request::Topics => "topics",
+            Request::TopicNames => "topic_names",
             Request::Topic(_) => "topic",
             Request::Tail(_) => "tail",
             Request::Lag(_) => "lag",
@@ -74,7 +77,8 @@ impl Request {
     /// The role that the request requires.
     pub fn role(&self) -> Role {
         match self {
-            Request::Topics | Request::Topic(_) | Request::Tail(_) | Request::Lag(_) | Request::Log => Role::Viewer,
+            Request::Topics | Request::TopicNames | Request::Topic(_) | Request::Tail(_) => Role::Viewer,
+            Request::Lag(_) | Request::Log => Role::Viewer,
             Request::DeadLetterTopics(_) | Request::DeadLetters(_) => Role::Viewer,
             Request::Redrive(request) if request.dry_run => Role::Viewer,
             Request::Offsets(request) if request.action == OffsetsAction::Show => Role::Viewer,
@@ -282,6 +286,7 @@ impl Operations {
         match request {
             Request::Log => respond(item(&LogState::of(log))),
             Request::Topics => topics::list(log)?.iter().all(|topic| respond(item(topic))),
+            Request::TopicNames => topics::names(log)?.iter().all(|name| respond(item(name))),
             Request::Topic(topic) => respond(item(&topics::show(log, &topic)?)),
             Request::Lag(LagRequest { group, declared }) => {
                 let lags = lag::measure(log, group.as_deref(), &declared, self.clock.now_ms())?;
@@ -338,8 +343,8 @@ pub fn routes(operations: SharedOperations) -> Routes {
         .answers(LINES)
         .errors(&[400, 413, 503]);
     let names = serde_json::json!({
-        "log": "viewer", "topics": "viewer", "topic": "viewer", "tail": "viewer", "lag": "viewer",
-        "dead_letter_topics": "viewer", "dead_letters": "viewer",
+        "log": "viewer", "topics": "viewer", "topic_names": "viewer", "topic": "viewer", "tail": "viewer",
+        "lag": "viewer", "dead_letter_topics": "viewer", "dead_letters": "viewer",
         "offsets": "operator unless the action is `show`", "replay": "operator unless `dry_run`",
         "redrive": "operator unless `dry_run`",
     });

@@ -114,10 +114,8 @@ fn url(base: &str, path: &[&str]) -> Result<Url> {
 
 /// The members topics of a topology, or of all topologies of the log.
 pub fn members_topics(client: &Client, topology: Option<&Names>) -> Result<Vec<String>> {
-    let topics = client.collect(Request::Topics)?;
-    let names = topics
-        .iter()
-        .filter_map(|topic| topic.get("name").and_then(Value::as_str));
+    let topics = client.collect(Request::TopicNames)?;
+    let names = topics.iter().filter_map(Value::as_str);
     let is_members = |topic: &&str| {
         let owner = Names::owning(topic).filter(|names| names.members() == **topic);
         owner.is_some_and(|owner| topology.is_none_or(|only| *only == owner))

@@ -191,6 +191,7 @@ fn operations() -> Vec<(Request, Access)> {
         (redrive(true), Access::Viewer),
         (redrive(false), Access::Operator),
         (Request::Topics, Access::Viewer),
+        (Request::TopicNames, Access::Viewer),
         (Request::Topic("t".to_owned()), Access::Viewer),
         (Request::Tail(tail), Access::Viewer),
         (Request::Lag(LagRequest::default()), Access::Viewer),

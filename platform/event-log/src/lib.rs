@@ -8,6 +8,7 @@ mod batch;
 mod consumer;
 mod dead_letters;
 mod error;
+mod parallel;
 mod topic;
 mod transactional_producer;
 
@@ -19,6 +20,7 @@ pub use batch::{Header, Headers, NewRecord, OutBatch, OutRecord, RecordBatch, Re
 pub use consumer::{Event, GroupConfig, GroupConsumer, GroupMetadata, GroupProtocol, Isolation, Reader, StartFrom};
 pub use dead_letters::{DeadLetterTopics, dead_letter_topic, origin_of_dead_letters};
 pub use error::{Error, ErrorAction, ErrorScope, Result};
+pub use parallel::in_parallel;
 pub use topic::{
     Cleanup, GroupInfo, MemberInfo, TimestampPolicy, TopicConfig, TopicId, TopicInfo, TopicPartition, TopicSpec,
 };

@@ -14,7 +14,7 @@ pub use redrive::{Job, Outcome, Refusal, redrive};
 use crate::scan::{self, PartitionRange};
 use crate::topics::describe;
 use crate::{Decoder, Error, Result, failed};
-use event_log::{EventLog, Millis, OffsetSpec, TopicInfo, origin_of_dead_letters};
+use event_log::{EventLog, Millis, OffsetSpec, TopicInfo, in_parallel, origin_of_dead_letters};
 use letter::View;
 use marks::Marks;
 use serde::Serialize;
@@ -68,8 +68,11 @@ pub struct Group {
 pub fn list(log: &dyn EventLog, prefix: &str) -> Result<Vec<Summary>> {
     let topics = log.topics().map_err(failed("list topics"))?;
     let topics = topics.iter().filter(|topic| topic.starts_with(prefix));
-    let all = topics.filter_map(|topic| Some((topic, origin_of_dead_letters(topic)?)));
-    all.map(|(topic, origin)| summary(log, topic, origin)).collect()
+    let all: Vec<_> = topics
+        .filter_map(|topic| Some((topic, origin_of_dead_letters(topic)?)))
+        .collect();
+    let summaries = in_parallel(&all, |(topic, origin)| summary(log, topic, origin));
+    summaries.into_iter().collect()
 }
 
 fn summary(log: &dyn EventLog, topic: &str, origin: &str) -> Result<Summary> {

@@ -6,9 +6,11 @@
 
 use crate::topics::lacks_prefix;
 use crate::{Error, Result, failed};
-use event_log::{EventLog, GroupInfo, Isolation, Millis, Offset, OffsetSpec, RecordBatch, StartFrom, TopicPartition};
+use event_log::{
+    EventLog, GroupInfo, Isolation, Millis, Offset, OffsetSpec, RecordBatch, StartFrom, TopicPartition, in_parallel,
+};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// A group's lag in one partition.
@@ -84,29 +86,77 @@ pub fn measure(log: &dyn EventLog, group: Option<&str>, declared: &[DeclaredInpu
         .filter(|info| is_wanted(&info.group))
         .flat_map(of_group)
         .collect();
-    for input in declared.iter().filter(|input| is_wanted(&input.group)) {
-        add_declared(log, input, &groups, &mut partitions)?;
+    let declared: Vec<_> = declared.iter().filter(|input| is_wanted(&input.group)).collect();
+    let counts = in_parallel(&declared, |input| {
+        let info = log.describe(&input.topic);
+        let info = info.map_err(failed(format!("describe topic {}", input.topic)))?;
+        Ok(info.map_or(0, |info| info.partitions))
+    });
+    for (input, count) in declared.into_iter().zip(counts) {
+        let state = groups.iter().find(|group| group.group == input.group);
+        let state = state.map_or(NEVER_RAN, |group| &group.state);
+        add_declared(input, count?, state, &mut partitions);
     }
-    let mut lags = Vec::new();
-    for partition in partitions {
-        let at = &partition.at;
-        let Ok(stable) = log.offset(at, OffsetSpec::LastStable) else {
-            continue;
+    let stable = offsets(
+        log,
+        partitions.iter().map(|partition| &partition.at),
+        OffsetSpec::LastStable,
+    );
+    // The topics of other partitions were deleted.
+    let ranges = partitions
+        .iter()
+        .filter_map(|partition| Some((partition, *stable.get(&partition.at)?)));
+    let ranges: Vec<_> = ranges.collect();
+    let behind = ranges
+        .iter()
+        .filter(|(partition, stable)| is_behind(partition.committed, *stable));
+    let starts = offsets(log, behind.map(|(partition, _)| &partition.at), OffsetSpec::Earliest);
+    let lags = in_parallel(&ranges, |(partition, stable)| {
+        let (at, stable) = (&partition.at, *stable);
+        let (lag_records, oldest) = match starts.get(at) {
+            Some(start) if is_behind(partition.committed, stable) => {
+                let from = partition.committed.unwrap_or(*start).max(*start);
+                unread(log, at, from, stable)?
+            }
+            _ => (0, None),
         };
-        let (lag_records, oldest) = unread(log, at, partition.committed, stable)?;
-        lags.push(Lag {
+        Ok(Lag {
             topic: at.topic.to_string(),
             partition: at.partition,
-            group: partition.group,
-            state: partition.state,
+            group: partition.group.clone(),
+            state: partition.state.clone(),
             committed: partition.committed,
             stable,
             lag_records,
             lag_ms: oldest.map(|oldest| (now - oldest).max(0)),
-            member: partition.member,
-        });
+            member: partition.member.clone(),
+        })
+    });
+    lags.into_iter().collect()
+}
+
+/// Whether a group has to read records before `stable`.
+fn is_behind(committed: Option<Offset>, stable: Offset) -> bool {
+    committed.is_none_or(|committed| committed < stable)
+}
+
+/// Looks up the same offset of partitions, which may occur several times. Partitions of deleted topics are missing in the
+/// result.
+fn offsets<'p>(
+    log: &dyn EventLog,
+    partitions: impl Iterator<Item = &'p TopicPartition>,
+    which: OffsetSpec,
+) -> BTreeMap<&'p TopicPartition, Offset> {
+    let unique: BTreeSet<&TopicPartition> = partitions.collect();
+    let wanted: Vec<TopicPartition> = unique.iter().map(|at| (*at).clone()).collect();
+    match log.offsets(&wanted, which) {
+        Ok(found) => unique.into_iter().zip(found).collect(),
+        Err(_) => {
+            let found = in_parallel(&wanted, |at| log.offset(at, which));
+            let found = unique.into_iter().zip(found);
+            found.filter_map(|(at, offset)| Some((at, offset.ok()?))).collect()
+        }
     }
-    Ok(lags)
 }
 
 /// The partitions of a group: those with a committed offset, and those that members have.
@@ -125,19 +175,9 @@ fn of_group(info: &GroupInfo) -> Vec<GroupPartition> {
         .collect()
 }
 
-/// Adds the partitions of a declared input that the group has never read.
-fn add_declared(
-    log: &dyn EventLog,
-    input: &DeclaredInput,
-    groups: &[GroupInfo],
-    partitions: &mut Vec<GroupPartition>,
-) -> Result<()> {
-    let info = log.describe(&input.topic);
-    let Some(info) = info.map_err(failed(format!("describe topic {}", input.topic)))? else {
-        return Ok(());
-    };
-    let group = groups.iter().find(|group| group.group == input.group);
-    for partition in 0..info.partitions {
+/// Adds the partitions of a declared input that the group has never read; `count` is the topic's partition count.
+fn add_declared(input: &DeclaredInput, count: i32, state: &str, partitions: &mut Vec<GroupPartition>) {
+    for partition in 0..count {
         let at = TopicPartition::new(input.topic.as_str(), partition);
         if partitions
             .iter()
@@ -147,24 +187,16 @@ fn add_declared(
         }
         partitions.push(GroupPartition {
             group: input.group.clone(),
-            state: group.map_or(NEVER_RAN, |group| &group.state).to_owned(),
+            state: state.to_owned(),
             at,
             committed: None,
             member: None,
         });
     }
-    Ok(())
 }
 
-/// The number of records between two offsets, and the timestamp of the first one. `None` is the first record.
-fn unread(log: &dyn EventLog, at: &TopicPartition, from: Option<Offset>, to: Offset) -> Result<(i64, Option<Millis>)> {
-    if from.is_some_and(|from| from >= to) {
-        return Ok((0, None));
-    }
-    let start = log
-        .offset(at, OffsetSpec::Earliest)
-        .map_err(failed(format!("look up the earliest offset of {at}")))?;
-    let from = from.unwrap_or(start).max(start);
+/// The number of records between two offsets, and the timestamp of the first one.
+fn unread(log: &dyn EventLog, at: &TopicPartition, from: Offset, to: Offset) -> Result<(i64, Option<Millis>)> {
     if from >= to {
         return Ok((0, None));
     }

@@ -90,6 +90,9 @@ pub fn tail(
         .zip(starts.into_iter().zip(ends))
         .map(|(at, (start, end))| Unread { at, start, end })
         .collect();
+    if !request.follow && parts.iter().all(|part| part.start >= part.end) {
+        return Ok(0);
+    }
     let mut visitor = Visitor { decoder, stop, visit };
     if let TailStart::Newest(count) = request.from {
         let ends: Vec<_> = parts.iter().map(|part| (part.at.clone(), part.end)).collect();

@@ -1,7 +1,7 @@
 //! Lists and describes topics.
 
 use crate::{Error, Result, failed};
-use event_log::{ErrorAction, EventLog, Offset, OffsetSpec, TopicInfo, TopicPartition};
+use event_log::{ErrorAction, EventLog, Offset, OffsetSpec, TopicInfo, TopicPartition, in_parallel};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use topology::Names;
@@ -73,15 +73,55 @@ pub(crate) fn lacks_prefix(given: &str, full: &str) -> bool {
     Names::owning(full).is_some_and(|names| names.local(full) == given)
 }
 
-/// Lists topics: their partitions and offsets. A topic that may not be described is listed with the problem.
-pub fn list(log: &dyn EventLog) -> Result<Vec<Summary>> {
-    let names = log.topics().map_err(failed("list topics"))?;
-    names.iter().map(|name| summary_or_problem(log, name)).collect()
+/// Lists the names of topics.
+pub fn names(log: &dyn EventLog) -> Result<Vec<String>> {
+    log.topics().map_err(failed("list topics"))
 }
 
-fn summary_or_problem(log: &dyn EventLog, name: &str) -> Result<Summary> {
-    match show(log, name) {
-        Ok(detail) => Ok(detail.summary),
+/// Lists topics: their partitions and offsets. A topic that may not be described is listed with the problem.
+pub fn list(log: &dyn EventLog) -> Result<Vec<Summary>> {
+    let names = names(log)?;
+    let described = in_parallel(&names, |name| describe(log, name));
+    let sizes = sizes(log, described.iter().flatten());
+    let named: Vec<_> = names.iter().zip(&described).collect();
+    in_parallel(&named, |(name, described)| {
+        let found = match (described, &sizes) {
+            (Ok(info), Some(sizes)) => Ok(summary(
+                info,
+                sizes.get(info.name.as_str()).copied().unwrap_or_default(),
+            )),
+            _ => show(log, name).map(|detail| detail.summary),
+        };
+        summary_or_problem(name, found)
+    })
+    .into_iter()
+    .collect()
+}
+
+/// Looks up the number of offsets of all topics with two requests; `None` if this fails, for example because one of the
+/// topics was deleted.
+fn sizes<'t>(log: &dyn EventLog, topics: impl Iterator<Item = &'t TopicInfo>) -> Option<BTreeMap<&'t str, i64>> {
+    let topics: Vec<_> = topics.collect();
+    let partitions: Vec<_> = topics.iter().flat_map(|info| partitions_of(info)).collect();
+    let bounds = in_parallel(&[OffsetSpec::Earliest, OffsetSpec::LogEnd], |which| {
+        log.offsets(&partitions, *which)
+    });
+    let [Ok(starts), Ok(ends)] = bounds.as_slice() else {
+        return None;
+    };
+    let mut sizes: BTreeMap<&str, i64> = BTreeMap::new();
+    let names = topics
+        .iter()
+        .flat_map(|info| (0..info.partitions).map(|_| info.name.as_str()));
+    for (name, (start, end)) in names.zip(starts.iter().zip(ends)) {
+        *sizes.entry(name).or_default() += end - start;
+    }
+    Some(sizes)
+}
+
+fn summary_or_problem(name: &str, found: Result<Summary>) -> Result<Summary> {
+    match found {
+        Ok(summary) => Ok(summary),
         Err(Error::EventLog { source, .. }) if source.action() == ErrorAction::Retry => Err(Error::EventLog {
             attempted: format!("describe topic {name}"),
             source,
@@ -98,12 +138,25 @@ fn summary_or_problem(log: &dyn EventLog, name: &str) -> Result<Summary> {
     }
 }
 
+fn partitions_of(info: &TopicInfo) -> impl Iterator<Item = TopicPartition> {
+    (0..info.partitions).map(|partition| TopicPartition::new(info.name.as_str(), partition))
+}
+
+fn summary(info: &TopicInfo, offsets: i64) -> Summary {
+    Summary {
+        name: info.name.clone(),
+        partitions: info.partitions,
+        offsets,
+        cleanup: info.settings.get("cleanup.policy").cloned().unwrap_or_default(),
+        id: info.id.to_string(),
+        problem: None,
+    }
+}
+
 /// Shows one topic.
 pub fn show(log: &dyn EventLog, topic: &str) -> Result<Detail> {
     let info = describe(log, topic)?;
-    let partitions: Vec<_> = (0..info.partitions)
-        .map(|partition| TopicPartition::new(topic, partition))
-        .collect();
+    let partitions: Vec<_> = partitions_of(&info).collect();
     let offsets = |which| {
         let found = log.offsets(&partitions, which);
         found.map_err(failed(format!("look up offsets of {topic}")))
@@ -124,16 +177,8 @@ pub fn show(log: &dyn EventLog, topic: &str) -> Result<Detail> {
             end,
         })
         .collect();
-    let summary = Summary {
-        name: info.name.clone(),
-        partitions: info.partitions,
-        offsets: parts.iter().map(|p| p.end - p.start).sum(),
-        cleanup: info.settings.get("cleanup.policy").cloned().unwrap_or_default(),
-        id: info.id.to_string(),
-        problem: None,
-    };
     Ok(Detail {
-        summary,
+        summary: summary(&info, parts.iter().map(|p| p.end - p.start).sum()),
         settings: info.settings,
         parts,
     })
@@ -143,8 +188,41 @@ pub fn show(log: &dyn EventLog, topic: &str) -> Result<Detail> {
 mod tests {
     use super::*;
     use event_log::embedded::{Config, EmbeddedLog};
-    use event_log::{Cleanup, TopicConfig, TopicSpec};
+    use event_log::{Cleanup, OutBatch, OutRecord, TopicConfig, TopicSpec};
     use std::sync::Arc;
+
+    #[test]
+    fn every_topic_is_listed_with_its_own_offsets() {
+        let log = EmbeddedLog::open(Config::new(None, Arc::new(|| 0))).unwrap();
+        let names: Vec<String> = (0..40).map(|number| format!("shop.event.{number:02}")).collect();
+        let topic = |name: &String| TopicSpec {
+            name: name.clone(),
+            partitions: 2,
+            replication: None,
+            config: TopicConfig::new(Cleanup::Delete),
+        };
+        log.create_topics(&names.iter().map(topic).collect::<Vec<_>>()).unwrap();
+        let mut batch = OutBatch::default();
+        for (records, name) in names.iter().enumerate() {
+            for record in 0..records {
+                let record = OutRecord {
+                    topic: &name.as_str().into(),
+                    partition: Some(i32::from(record % 2 == 1)),
+                    timestamp: None,
+                    key: None,
+                    value: Some(b"x"),
+                };
+                batch.push(record, []);
+            }
+        }
+        log.append(&batch).unwrap();
+        let listed = list(log.as_ref()).unwrap();
+        assert!(listed.iter().map(|topic| &topic.name).eq(&names));
+        for (records, topic) in (0..).zip(&listed) {
+            assert_eq!((topic.partitions, topic.offsets), (2, records), "{}", topic.name);
+            assert_eq!(topic.offsets, show(log.as_ref(), &topic.name).unwrap().summary.offsets);
+        }
+    }
 
     #[test]
     fn missing_prefix_is_suggested() {

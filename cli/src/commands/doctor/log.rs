@@ -4,6 +4,7 @@ use super::finding::{Finding, bad, good, warning};
 use crate::operations_api::{LagRequest, LogState, Position, Request, TailRequest};
 use crate::operations_client::Client;
 use crate::print;
+use event_log::in_parallel;
 use serde_json::Value;
 use topology::Names;
 
@@ -35,7 +36,9 @@ pub fn check(client: &Client, names: Option<&Names>, dead_letters: &DeadLetters)
         let source = owner.local(topic).strip_prefix("change.")?.to_owned();
         Some((owner.positions(), source))
     });
-    findings.extend(sources.flat_map(|(positions, source)| check_tables(client, positions, &source)));
+    let sources: Vec<(String, String)> = sources.collect();
+    let tables = in_parallel(&sources, |(positions, source)| check_tables(client, positions, source));
+    findings.extend(tables.into_iter().flatten());
     findings.push(check_lag(client));
     findings
 }
@@ -107,10 +110,8 @@ impl DeadLetters {
 
     fn check(&self, client: &Client, topics: &[&str]) -> Vec<Finding> {
         let topics: Vec<&&str> = topics.iter().filter(|name| name.ends_with(".dlq")).collect();
-        let findings: Vec<Finding> = topics
-            .iter()
-            .filter_map(|topic| self.check_topic(client, topic))
-            .collect();
+        let findings = in_parallel(&topics, |topic| self.check_topic(client, topic));
+        let findings: Vec<Finding> = findings.into_iter().flatten().collect();
         if findings.is_empty() {
             return vec![good("dead letters", format!("none within {}", self.span))];
         }
@@ -134,7 +135,7 @@ impl DeadLetters {
                 return Some(bad(
                     "dead letters",
                     format!("cannot read {topic}: {error:#}"),
-                    "trunkline topics show",
+                    format!("trunkline topics show {topic}"),
                 ));
             }
         };
@@ -147,9 +148,9 @@ impl DeadLetters {
 
 /// Returns a finding for each table of a source that needs a snapshot, according to the stored position of the
 /// connector.
-fn check_tables(client: &Client, positions: String, source: &str) -> Vec<Finding> {
+fn check_tables(client: &Client, positions: &str, source: &str) -> Vec<Finding> {
     let request = Request::Tail(TailRequest {
-        topic: positions,
+        topic: positions.to_owned(),
         partition: None,
         from: Position::Unbounded,
         key: Some(serde_json::json!([source, "static"]).to_string()),

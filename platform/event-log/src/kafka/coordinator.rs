@@ -15,7 +15,7 @@ use super::client::list::{Entry, List};
 use super::client::{ClientError, ClientKind, Code, Handle, Queue};
 use super::config::Config;
 use super::{errors, settings};
-use crate::{Committed, Error, GroupInfo, MemberInfo, Offset, Result, TopicPartition};
+use crate::{Committed, Error, GroupInfo, MemberInfo, Offset, Result, TopicPartition, in_parallel};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -146,12 +146,9 @@ impl Coordinators {
         let names = self.request_with_retry(&self.config.client_id, |raw| raw.groups())?;
         let mut names = names.map_err(|found| errors::request_error("list groups", &found))?;
         names.sort();
-        let mut groups = Vec::with_capacity(names.len());
-        for name in names {
-            // If a group is not found, it was deleted after it was listed.
-            groups.extend(self.group_info(&name)?);
-        }
-        Ok(groups)
+        let found: Result<Vec<_>> = in_parallel(&names, |name| self.group_info(name)).into_iter().collect();
+        // If a group is not found, it was deleted after it was listed.
+        Ok(found?.into_iter().flatten().collect())
     }
 
     /// Describes a group without its committed offsets; `None` if it does not exist.
