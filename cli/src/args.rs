@@ -327,7 +327,7 @@ pub struct Lag {
 /// `trunkline replay`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The target must be an existing topic that no processor reads. Replaying into a processor and rebuilding a view are not supported.\n\nExample, the changes of one order during the last hour:\n  trunkline replay shop.change.shop --to debug.orders --from-time 1h --key '[\"orders\",\"17\"]'"
+    after_help = "The target must be a topic that no processor reads. Replaying into a processor and rebuilding a view are not supported.\n\nExample, the changes of one order during the last hour:\n  trunkline replay shop.change.shop --to debug.orders --create --from-time 1h --key '[\"orders\",\"17\"]'"
 )]
 pub struct Replay {
     /// Log to use.
@@ -335,9 +335,12 @@ pub struct Replay {
     pub target: Target,
     /// Source topic.
     pub topic: String,
-    /// Target topic; it must exist.
+    /// Target topic.
     #[arg(long, value_name = "TOPIC")]
     pub to: String,
+    /// Create the target with the partition count of the source if it does not exist.
+    #[arg(long)]
+    pub create: bool,
     /// Only this partition. Default: all.
     #[arg(long)]
     pub partition: Option<i32>,

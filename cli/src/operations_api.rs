@@ -149,6 +149,9 @@ pub struct ReplayRequest {
     pub topic: String,
     /// Target topic.
     pub to: String,
+    /// Whether to create it if it does not exist.
+    #[serde(default)]
+    pub create: bool,
     /// Only this partition.
     pub partition: Option<i32>,
     /// First record.
@@ -384,6 +387,7 @@ fn job_of(request: ReplayRequest) -> Job {
     Job {
         from_topic: request.topic,
         to_topic: request.to,
+        create: request.create,
         partition: request.partition,
         from: bound(request.from),
         to: bound(request.until),

@@ -22,6 +22,7 @@ pub fn run(output: Output, replay: &args::Replay) -> Result<()> {
     let request = Request::Replay(ReplayRequest {
         topic: replay.topic.clone(),
         to: replay.to.clone(),
+        create: replay.create,
         partition: replay.partition,
         from: position(&replay.from_time, replay.from_offset)?,
         until: position(&replay.to_time, replay.to_offset)?,

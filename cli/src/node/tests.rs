@@ -155,6 +155,7 @@ fn operations() -> Vec<(Request, Access)> {
         Request::Replay(ReplayRequest {
             topic: "t".to_owned(),
             to: "u".to_owned(),
+            create: false,
             partition: None,
             from: Position::Unbounded,
             until: Position::Unbounded,

@@ -28,12 +28,12 @@ pub enum Error {
         source: event_log::Error,
     },
     /// The topic does not exist.
-    #[error("topic `{topic}` does not exist{near}; list the topics with `trunkline topics list`")]
+    #[error("topic `{topic}` does not exist; {fix}")]
     UnknownTopic {
         /// The requested topic.
         topic: String,
-        /// A suggestion of a similar name, such as "; did you mean …?"; may be empty.
-        near: String,
+        /// A similar name, or how to find the right one.
+        fix: String,
     },
     /// The request is not valid, or it could not be completed.
     #[error("{0}")]

@@ -7,8 +7,8 @@
 use crate::topics::describe;
 use crate::{Error, Result, failed};
 use event_log::{
-    EventLog, Isolation, Millis, Offset, OffsetSpec, OutBatch, OutRecord, Outcome, Reader, RecordBatch, RecordRef,
-    StartFrom, TopicPartition, TransactionalProducerConfig, origin_of_dead_letters,
+    Cleanup, EventLog, Isolation, Millis, Offset, OffsetSpec, OutBatch, OutRecord, Outcome, Reader, RecordBatch,
+    RecordRef, StartFrom, TopicConfig, TopicPartition, TopicSpec, TransactionalProducerConfig, origin_of_dead_letters,
 };
 use schemas::headers;
 use serde::Serialize;
@@ -32,8 +32,10 @@ pub enum RangeBound {
 pub struct Job {
     /// Topic to read.
     pub from_topic: String,
-    /// Topic to which the records are written; it must exist.
+    /// Topic to which the records are written.
     pub to_topic: String,
+    /// Create it with the partition count of the source if it does not exist.
+    pub create: bool,
     /// The only partition to replay; `None` for all.
     pub partition: Option<i32>,
     /// Start of the range, inclusive.
@@ -89,7 +91,7 @@ pub fn run(log: &dyn EventLog, job: &Job, report: &mut dyn FnMut(&Progress) -> b
         )));
     }
     let source = describe(log, &job.from_topic)?;
-    let target = describe(log, &job.to_topic)?;
+    let target_partitions = target_partitions(log, job, source.partitions)?;
     let ranges = ranges(log, job, source.partitions)?;
     let mut progress = Progress {
         offsets_total: ranges.iter().map(|s| s.to - s.from).sum(),
@@ -101,7 +103,7 @@ pub fn run(log: &dyn EventLog, job: &Job, report: &mut dyn FnMut(&Progress) -> b
         .map(|s| (s.at.clone(), StartFrom::Offset(s.from)))
         .collect();
     reader.assign(&begin).map_err(failed("start reading"))?;
-    let mut writer = Writer::open(log, job, source.partitions == target.partitions)?;
+    let mut writer = Writer::open(log, job, source.partitions == target_partitions)?;
     let mut batch = RecordBatch::default();
     while !done(reader.as_ref(), &ranges) {
         reader
@@ -132,6 +134,31 @@ pub fn run(log: &dyn EventLog, job: &Job, report: &mut dyn FnMut(&Progress) -> b
         }
     }
     Ok(progress)
+}
+
+/// The partition count of the target, which is created if this is requested and the job is not a dry run.
+fn target_partitions(log: &dyn EventLog, job: &Job, source_partitions: i32) -> Result<i32> {
+    let topic = &job.to_topic;
+    let found = log.describe(topic).map_err(failed(format!("describe topic {topic}")))?;
+    match found {
+        Some(target) => Ok(target.partitions),
+        None if !job.create => Err(Error::UnknownTopic {
+            topic: topic.clone(),
+            fix: String::from("choose an existing one with --to, or create it with --create"),
+        }),
+        None if job.dry_run => Ok(source_partitions),
+        None => {
+            let spec = TopicSpec {
+                name: topic.clone(),
+                partitions: source_partitions,
+                replication: None,
+                config: TopicConfig::new(Cleanup::Delete),
+            };
+            let created = log.create_topics(&[spec]);
+            created.map_err(failed(format!("create topic {topic}")))?;
+            Ok(source_partitions)
+        }
+    }
 }
 
 /// What a topic is that only Trunkline or Kafka may write.
@@ -314,8 +341,8 @@ fn total_f64(total: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use event_log::SharedEventLog;
     use event_log::embedded::{Config, EmbeddedLog};
-    use event_log::{Cleanup, SharedEventLog, TopicConfig, TopicSpec};
     use std::sync::atomic::{AtomicI64, Ordering};
 
     /// A log with four records in topic `shop.change.shop`, and an empty topic `copy`.
@@ -347,10 +374,37 @@ mod tests {
         log
     }
 
+    #[test]
+    fn target_is_created_on_request_only() {
+        let log = log(&Arc::new(AtomicI64::new(0)));
+        let run = |create, dry_run| {
+            let job = Job {
+                create,
+                dry_run,
+                ..job("debug.orders", RangeBound::Unbounded)
+            };
+            let done = run(&*log, &job, &mut |_| true);
+            done.map(|done| done.records_replayed)
+                .map_err(|error| error.to_string())
+        };
+        let error = run(false, false).unwrap_err();
+        let expected =
+            "topic `debug.orders` does not exist; choose an existing one with --to, or create it with --create";
+        assert_eq!(error, expected);
+        assert_eq!(run(true, true), Ok(4));
+        assert!(
+            log.describe("debug.orders").unwrap().is_none(),
+            "a dry run creates nothing"
+        );
+        assert_eq!(run(true, false), Ok(4));
+        assert_eq!(log.describe("debug.orders").unwrap().unwrap().partitions, 1);
+    }
+
     fn job(to: &str, from: RangeBound) -> Job {
         Job {
             from_topic: "shop.change.shop".to_owned(),
             to_topic: to.to_owned(),
+            create: false,
             partition: None,
             from,
             to: RangeBound::Unbounded,

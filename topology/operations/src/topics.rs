@@ -59,10 +59,13 @@ pub fn describe(log: &dyn EventLog, topic: &str) -> Result<TopicInfo> {
             // The most likely mistake is a name without the topology's prefix.
             let unprefixed = all.iter().find(|t| lacks_prefix(topic, t));
             let near = unprefixed.or_else(|| all.iter().find(|t| t.contains(topic) || topic.contains(t.as_str())));
-            let near = near.map(|t| format!("; did you mean `{t}`?")).unwrap_or_default();
+            let fix = near.map_or_else(
+                || "list the topics with `trunkline topics list`".to_owned(),
+                |near| format!("did you mean `{near}`?"),
+            );
             Err(Error::UnknownTopic {
                 topic: topic.to_owned(),
-                near,
+                fix,
             })
         }
     }
