@@ -25,13 +25,25 @@ use std::path::PathBuf;
 )]
 pub struct Cli {
     /// Format of results on stdout. Progress and log lines go to stderr.
-    #[arg(long, global = true, value_enum, default_value = "table")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Output options",
+        value_enum,
+        default_value = "table"
+    )]
     pub output: Output,
     /// Log level (error, warn, info, debug) or filter, such as `trunkline_edge=debug`.
-    #[arg(long, global = true, env = "TRUNKLINE_LOG")]
+    #[arg(long, global = true, help_heading = "Output options", env = "TRUNKLINE_LOG")]
     pub log: Option<String>,
     /// Format of log lines. `json` writes one object per line.
-    #[arg(long, global = true, value_enum, default_value = "text")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Output options",
+        value_enum,
+        default_value = "text"
+    )]
     pub log_format: LogFormat,
     /// Subcommand.
     #[command(subcommand)]
@@ -41,8 +53,10 @@ pub struct Cli {
 /// Format of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// Aligned columns.
+    /// Aligned columns, as wide as the terminal.
     Table,
+    /// As `table`, with more columns and without line breaks in them.
+    Wide,
     /// JSON, and nothing else on stdout.
     Json,
 }

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
         Err(error) if error.is::<StdoutClosed>() => ExitCode::SUCCESS,
         Err(error) => {
             match cli.output {
-                Output::Table => eprintln!("trunkline: {error:#}"),
+                Output::Table | Output::Wide => eprintln!("trunkline: {error:#}"),
                 Output::Json => eprintln!("{}", serde_json::json!({ "error": format!("{error:#}") })),
             }
             ExitCode::FAILURE

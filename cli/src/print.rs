@@ -23,7 +23,7 @@ pub fn list<T: Serialize>(
     table
         .load_style(TableStyle::new())
         .set_content_arrangement(ContentArrangement::Dynamic);
-    if !std::io::stdout().is_terminal() {
+    if output == Output::Wide || !std::io::stdout().is_terminal() {
         table.set_content_arrangement(ContentArrangement::Disabled);
     }
     table.set_header(columns.iter().map(|c| c.to_uppercase()));

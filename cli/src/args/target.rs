@@ -10,6 +10,7 @@ pub const DEFAULT_DATA: &str = ".trunkline";
 /// The log to which a command connects.
 // The options are global, so that they can be given before and after a subcommand.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Connection options")]
 pub struct Target {
     /// Kafka bootstrap servers. Without it, the command uses the `trunkline dev` of the data directory.
     #[arg(long, global = true, value_name = "ADDR", env = "TRUNKLINE_KAFKA")]

@@ -41,7 +41,7 @@ pub fn run(output: Output, dev: &args::Dev) -> Result<()> {
     let (data, previous) = claim(dev)?;
     let dev = &args::Dev { data, ..dev.clone() };
     let (topology, is_sample) = topology(dev)?;
-    if output == Output::Table {
+    if output != Output::Json {
         print_start(dev, is_sample);
     }
     let key = DevKey::open(&dev.data, Algorithm::HS256).context("cannot open the development key")?;

@@ -170,7 +170,7 @@ fn show(output: Output, client: &Client, request: Request) -> Result<()> {
             count += 1;
             match output {
                 Output::Json => print::json(&letter)?,
-                Output::Table => print::line(letter_text(&letter))?,
+                Output::Table | Output::Wide => print::line(letter_text(&letter))?,
             }
         }
         Ok(true)

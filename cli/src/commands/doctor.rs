@@ -66,18 +66,25 @@ pub fn run(output: Output, doctor: &args::Doctor) -> Result<()> {
     let mut known = BTreeSet::new();
     findings.retain(|finding| finding.ok || known.insert(finding.found.clone()));
     let healthy = findings.iter().all(|finding| finding.ok);
-    print::list(output, &findings, &["", "check", "found", "fix"], |finding| {
+    let mut columns = vec!["", "check", "found", "fix"];
+    if output == Output::Wide {
+        columns.push("command");
+    }
+    print::list(output, &findings, &columns, |finding| {
         let level = match finding.level {
             Level::Ok => "ok",
             Level::Warn => "warn",
             Level::Bad => "!!",
         };
-        vec![
+        let command = finding.command.clone().unwrap_or_default();
+        let row = [
             level.into(),
             finding.check.into(),
             finding.found.clone(),
             finding.fix.clone(),
-        ]
+            command,
+        ];
+        row.into_iter().take(columns.len()).collect()
     })?;
     if healthy { Ok(()) } else { Err(Failed.into()) }
 }

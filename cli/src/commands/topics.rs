@@ -19,7 +19,11 @@ pub fn run(output: Output, topics: &args::Topics) -> Result<()> {
             for topic in items.iter().filter(|topic| topic.get("problem").is_some()) {
                 eprintln!("{}: {}", print::cell(topic, "name"), print::cell(topic, "problem"));
             }
-            print::items(output, &items, &["name", "partitions", "offsets", "cleanup"])
+            let mut columns = vec!["name", "partitions", "offsets", "cleanup"];
+            if output == Output::Wide {
+                columns.push("id");
+            }
+            print::items(output, &items, &columns)
         }
         TopicsCommand::Show { topic } => {
             let items = client.collect(Request::Topic(topic.clone()))?;
