@@ -12,6 +12,7 @@ mod connection;
 mod connectors_client;
 mod data_dir;
 mod exit;
+mod issuers_api;
 mod node;
 mod operations_api;
 mod operations_client;

@@ -19,6 +19,7 @@ pub use sources::declared_tables;
 use crate::backends::Backends;
 use crate::config::Processors;
 use crate::connect_api::{self, RunningConnectors, Worker};
+use crate::issuers_api::{self, EdgeIssuers};
 use crate::operations_api::{self, SharedOperations};
 use crate::state_api::{self, SharedProcessors};
 use announcement::Announcement;
@@ -96,7 +97,9 @@ pub async fn start(
         id: plan.name.clone(),
         connectors: plan.running.clone(),
     };
-    let routes = routes(operations.clone(), processors.clone(), worker);
+    let edge = plan.edge.as_ref().filter(|_| plan.roles.contains(&Role::Edge));
+    let edge = edge.map(|edge| EdgeIssuers::of(&plan.name, &plan.topology, edge));
+    let routes = routes(operations.clone(), processors.clone(), worker).merge(issuers_api::routes(edge));
     let admin = admin.serve(tasks, &plan.admin, routes)?;
     let component = readiness.register("log");
     component.not_ready(

@@ -109,6 +109,12 @@ fn pause_survives_kill_and_restart_and_doctor_warns_of_it() {
         (&paused["level"], &paused["fix"]),
         (&json!("warn"), &json!("trunkline connect resume shop"))
     );
+    assert_eq!(paused["command"], paused["fix"]);
+    let issuers = finding(&findings, "edges accept tokens of https://dev.trunkline.invalid/");
+    assert_eq!(
+        (&issuers["check"], &issuers["level"]),
+        (&json!("issuers"), &json!("ok"))
+    );
 
     let (ok, resumed) = shop.json(&["connect", "resume", "shop", "--wait", "--timeout", "30"]);
     assert!(ok && resumed[0]["state"] == "RUNNING", "{resumed}");

@@ -2,6 +2,7 @@
 
 mod databases;
 mod finding;
+mod issuers;
 mod log;
 mod processes;
 

@@ -43,6 +43,7 @@ const ROUTES: [(&str, &str, Option<Access>); 25] = [
     ),
     ("POST", "/connectors/{name}/resync", Some(Access::Operator)),
     ("POST", "/connectors/{name}/snapshot", Some(Access::Operator)),
+    ("GET", "/v1/issuers", Some(Access::Viewer)),
     ("GET", "/openapi.json", None),
 ];
 
@@ -62,7 +63,8 @@ fn all_routes() -> Routes {
         id: "views-1".to_owned(),
         connectors: RunningConnectors::default(),
     };
-    admin.all_routes(routes(Arc::default(), Arc::default(), worker))
+    let routes = routes(Arc::default(), Arc::default(), worker);
+    admin.all_routes(routes.merge(issuers_api::routes(None)))
 }
 
 fn protected() -> axum::Router {

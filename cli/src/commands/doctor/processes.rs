@@ -1,9 +1,11 @@
 //! Checks of processes: their readiness, and the connectors that they run.
 
 use super::finding::{Finding, bad, good, new, warning};
+use super::issuers;
 use crate::connectors_client::{self, Found, Health as _, Level, TableHealth as _};
 use crate::processes::{Announced, Processes};
 use anyhow::Result;
+use event_log::in_parallel;
 use serde_json::Value;
 use topology::Topology;
 
@@ -18,11 +20,22 @@ pub struct Expected<'e> {
 /// Asks all processes.
 pub fn check(processes: &Processes, expected: &Expected<'_>) -> Vec<Finding> {
     let (mut findings, mut connectors, mut complete) = (Vec::new(), Vec::new(), true);
-    for url in &processes.urls {
-        match connectors_of(processes, url) {
-            Ok(found) => {
-                findings.extend(check_readiness(processes, url, &found));
+    // A process that does not answer takes the whole time limit.
+    let answers = in_parallel(&processes.urls, |url| {
+        let found = connectors_of(processes, url)?;
+        let readiness = check_readiness(processes, url, &found);
+        Ok::<_, anyhow::Error>((found, readiness, issuers::of_process(processes, url)))
+    });
+    let mut edges = Vec::new();
+    for (url, answer) in processes.urls.iter().zip(answers) {
+        match answer {
+            Ok((found, readiness, issuers)) => {
+                findings.extend(readiness);
                 connectors.extend(found);
+                match issuers {
+                    Ok(issuers) => edges.extend(issuers),
+                    Err(finding) => findings.push(finding),
+                }
             }
             Err(error) => {
                 complete = false;
@@ -30,6 +43,7 @@ pub fn check(processes: &Processes, expected: &Expected<'_>) -> Vec<Finding> {
             }
         }
     }
+    findings.extend(issuers::check(&edges));
     findings.extend(connectors.iter().flat_map(check_connector));
     findings.extend(check_declared(&connectors, complete, expected.topology));
     findings
