@@ -81,16 +81,13 @@ impl Watcher {
     /// Looks up the lag until the drain starts. Blocks.
     pub fn run(mut self, drain: &Drain) {
         let mut backoff = Backoff::new(LOOK_UP_EVERY, BACKOFF_MAX);
-        while drain.sleep_blocking(LOOK_UP_EVERY) {
+        let mut pause = LOOK_UP_EVERY;
+        while drain.sleep_blocking(pause) {
             let asked = lock(&self.shared).asked_at;
             let is_asked = asked.is_some_and(|at| at.elapsed() < ASKED_WITHIN);
             let (behind, has_failed) = if is_asked { self.look_up() } else { (None, false) };
             lock(&self.shared).behind = behind;
-            if has_failed {
-                backoff.pause_blocking(drain);
-            } else {
-                backoff.reset();
-            }
+            pause = pause_after(&mut backoff, has_failed);
         }
     }
 
@@ -117,6 +114,15 @@ impl Watcher {
         }
         (most, has_failed)
     }
+}
+
+/// The pause after a lookup. It becomes longer with each lookup that fails.
+fn pause_after(backoff: &mut Backoff, has_failed: bool) -> Duration {
+    if has_failed {
+        return LOOK_UP_EVERY + backoff.next_delay();
+    }
+    backoff.reset();
+    LOOK_UP_EVERY
 }
 
 /// A consumer with what is known of its progress.
@@ -196,11 +202,36 @@ mod tests {
         assert_eq!([at(11_000, 6), at(20_999, 6), at(21_000, 6)], [true, true, false]);
     }
 
-    #[test]
-    fn snapshot_waits_for_a_consumer_that_is_behind() {
+    fn log() -> SharedEventLog {
         let clock = service::clock::system();
         let config = event_log::embedded::Config::new(None, Arc::new(move || clock.now_ms()));
-        let log = event_log::embedded::EmbeddedLog::open(config).unwrap();
+        event_log::embedded::EmbeddedLog::open(config).unwrap()
+    }
+
+    #[test]
+    fn failed_lookups_are_repeated_less_and_less_often() {
+        let (_, mut watcher) = Consumers::watch(log(), vec![consumer()], 5);
+        watcher.watched[0].partitions = vec![TopicPartition::new("a topic that does not exist", 0)];
+        let mut backoff = Backoff::seeded(LOOK_UP_EVERY, BACKOFF_MAX, 7);
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            let (behind, has_failed) = watcher.look_up();
+            assert_eq!((behind, has_failed), (None, true));
+            pauses.push(pause_after(&mut backoff, has_failed));
+        }
+        // The jitter of a delay is at most half of it.
+        let longest = [200, 400, 800, 1_600, 3_200, 5_000, 5_000, 5_000].map(Duration::from_millis);
+        for (pause, longest) in pauses.iter().zip(longest) {
+            let backoff = *pause - LOOK_UP_EVERY;
+            assert!(backoff >= longest / 2 && backoff <= longest, "{pauses:?}");
+        }
+        assert_eq!(pause_after(&mut backoff, false), LOOK_UP_EVERY);
+        assert!(pause_after(&mut backoff, true) <= 2 * LOOK_UP_EVERY, "it begins again");
+    }
+
+    #[test]
+    fn snapshot_waits_for_a_consumer_that_is_behind() {
+        let log = log();
         let (consumers, mut watcher) = Consumers::watch(log.clone(), vec![consumer()], 5);
         let mut look_up = || {
             let (behind, _) = watcher.look_up();
