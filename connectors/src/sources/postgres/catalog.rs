@@ -1,6 +1,9 @@
 //! Reads tables, columns, keys, partitions and publications from the system catalog. Domains are resolved to their base
 //! types.
 
+#[cfg(test)]
+pub(super) mod samples;
+
 use super::replacements::Replacements;
 use super::server::{Sql, literal};
 use crate::error::Result;
@@ -197,9 +200,10 @@ impl Catalog {
     /// read the newest catalog.
     pub(super) async fn read(sql: &Sql, names: &[TableName], publication_name: &str) -> Result<Self> {
         let wanted: Vec<(&str, &str)> = names.iter().map(|t| (t.schema(), t.table())).collect();
-        let mut publication = publication(sql, publication_name).await?;
+        let has_column_lists = has_column_lists(sql).await?;
+        let mut publication = read_publication(sql, publication_name, has_column_lists).await?;
         if let Some(publication) = &mut publication {
-            read_memberships(sql, publication, &named(&wanted)).await?;
+            read_memberships(sql, publication, &named(&wanted), has_column_lists).await?;
         }
         let tables = tables(sql, Some(&wanted)).await?;
         let is_missing = |name: &&TableName| !tables.contains_key(&pair(name));
@@ -212,7 +216,7 @@ impl Catalog {
             other_kinds: other_kinds(sql, &missing).await?,
             tables,
             publication,
-            has_column_lists: has_column_lists(sql).await?,
+            has_column_lists,
         })
     }
 
@@ -476,8 +480,11 @@ async fn read_partition_identities(sql: &Sql, which: &str, found: &mut Tables) -
 
 /// A publication; `None` when it does not exist.
 pub async fn publication(sql: &Sql, name: &str) -> Result<Option<Publication>> {
+    read_publication(sql, name, has_column_lists(sql).await?).await
+}
+
+async fn read_publication(sql: &Sql, name: &str, lists: bool) -> Result<Option<Publication>> {
     let name = literal(name);
-    let lists = has_column_lists(sql).await?;
     let schemas = match lists {
         true => "EXISTS (SELECT FROM pg_publication_namespace WHERE pnpubid = pg_publication.oid)",
         false => "false",
@@ -524,8 +531,7 @@ pub async fn publication(sql: &Sql, name: &str) -> Result<Option<Publication>> {
 
 /// Adds the entries by which the publication contains these tables: the table or a table that it is a partition of, its
 /// schema, or all tables. `ALTER TABLE … SET SCHEMA` replaces the table's dependency on its schema.
-async fn read_memberships(sql: &Sql, publication: &mut Publication, which: &str) -> Result<()> {
-    let lists = has_column_lists(sql).await?;
+async fn read_memberships(sql: &Sql, publication: &mut Publication, which: &str, lists: bool) -> Result<()> {
     let of_schemas = if lists {
         format!(
             "UNION ALL SELECT n.nspname, c.relname, false, false, concat_ws(' ', 'schema', s.oid, \

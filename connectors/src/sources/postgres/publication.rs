@@ -266,43 +266,19 @@ pub(super) fn undeclared(declared: &Declared, catalog: &Catalog) -> Vec<String> 
 
 #[cfg(test)]
 mod tests {
+    use super::super::catalog::samples;
     use super::*;
     use schemas::pg_types::Column as DeclaredColumn;
-    use std::collections::BTreeMap;
 
     fn table(identity: char, columns: &[&str]) -> Table {
         let column = |name: &&str| Column {
-            name: (*name).to_owned(),
-            number: 1,
-            type_oid: 25,
-            type_modifier: -1,
-            type_name: String::from("text"),
-            changed_by: 1,
-            labels: BTreeMap::new(),
-            nullable: false,
             generated: *name == "generated",
-            readable: true,
+            ..samples::column(name, "text")
         };
         Table {
-            oid: 1,
-            schema: String::from("public"),
-            name: String::from("users"),
             replica_identity: identity,
-            file_node: 1,
-            readable: true,
-            owned: true,
-            unlogged: false,
-            partitioned: false,
-            has_children: false,
-            row_security: false,
-            columns: columns.iter().map(column).collect(),
-            primary_key: vec![String::from("id")],
-            deferrable_key: false,
             identity_index: vec![String::from("code")],
-            unique_keys: Vec::new(),
-            partitions: BTreeMap::new(),
-            partition_identity: BTreeSet::new(),
-            has_full_partition: false,
+            ..samples::table("users", columns.iter().map(column).collect())
         }
     }
 

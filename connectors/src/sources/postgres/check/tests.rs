@@ -1,7 +1,7 @@
 //! Tests the checks of one table.
 
 use super::*;
-use crate::sources::postgres::catalog::Published;
+use crate::sources::postgres::catalog::{Published, samples};
 use crate::sources::postgres::replacements::Replacements;
 use std::collections::{BTreeMap, BTreeSet};
 use topology::Mask;
@@ -18,42 +18,20 @@ fn declared(columns: &[(&str, &str)], key: Option<&[&str]>) -> Declared {
 
 fn actual(identity: char, primary_key: &[&str]) -> Table {
     let column = |name: &str, ty: &str, nullable| Column {
-        name: name.to_owned(),
-        number: 1,
-        type_oid: 0,
-        type_modifier: -1,
-        type_name: ty.to_owned(),
-        changed_by: 0,
-        labels: BTreeMap::new(),
         nullable,
         generated: name == "total",
-        readable: true,
+        ..samples::column(name, ty)
     };
+    let columns = vec![
+        column("id", "int8", false),
+        column("note", "varchar", true),
+        column("tags", "_text", true),
+        column("total", "int4", true),
+    ];
     Table {
-        oid: 1,
-        schema: String::from("public"),
-        name: String::from("orders"),
         replica_identity: identity,
-        file_node: 1,
-        readable: true,
-        owned: true,
-        unlogged: false,
-        partitioned: false,
-        has_children: false,
-        row_security: false,
-        deferrable_key: false,
-        partitions: BTreeMap::new(),
-        partition_identity: BTreeSet::new(),
-        has_full_partition: false,
-        columns: vec![
-            column("id", "int8", false),
-            column("note", "varchar", true),
-            column("tags", "_text", true),
-            column("total", "int4", true),
-        ],
         primary_key: primary_key.iter().map(|s| (*s).to_owned()).collect(),
-        identity_index: Vec::new(),
-        unique_keys: vec![vec![String::from("id")]],
+        ..samples::table("orders", columns)
     }
 }
 
