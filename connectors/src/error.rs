@@ -62,6 +62,8 @@ pub enum Error {
         subject: String,
         /// Whether the same call can succeed later.
         retry: bool,
+        /// What resolves the rejection of the schema, if that is known.
+        fix: Option<String>,
         /// The registry's error.
         #[source]
         source: Cause,
@@ -119,6 +121,7 @@ impl Error {
             Error::Registry { retry: true, .. } => {
                 String::from("make sure that the schema registry is running and reachable; the connector retries")
             }
+            Error::Registry { fix: Some(fix), .. } => fix.clone(),
             Error::Registry { subject, .. } => {
                 format!("compare the declared columns with the latest schema of subject {subject}")
             }

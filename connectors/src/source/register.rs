@@ -9,7 +9,12 @@ use std::sync::Arc;
 pub(crate) async fn register(registry: &Arc<dyn Registry>, subject: String, schema: String) -> Result<SchemaId> {
     let (registry, name) = (Arc::clone(registry), subject.clone());
     let outcome = tokio::task::spawn_blocking(move || registry.register(&name, &schema)).await;
-    let failed = |retry, source| Error::Registry { subject, retry, source };
+    let failed = |retry, source| Error::Registry {
+        subject,
+        retry,
+        fix: None,
+        source,
+    };
     match outcome {
         Ok(Ok(id)) => Ok(id),
         Ok(Err(error)) => Err(failed(error.action() == event_log::ErrorAction::Retry, error.into())),

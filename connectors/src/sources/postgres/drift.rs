@@ -147,10 +147,9 @@ pub(super) fn compare(declared: &Declared, was: &TableRecord, catalog: &Catalog,
             "other tables inherit from table {name}, and the publication does not publish their changes as changes of that table"
         ));
     }
-    let published = match compare_publication(name, was, catalog, publication) {
-        Ok(published) => published,
-        Err(cause) => return stop(cause),
-    };
+    if let Some(cause) = compare_publication(declared, was, catalog, publication) {
+        return stop(cause);
+    }
     let key = declared.key.as_ref().unwrap_or(&table.primary_key);
     if *key != was.key {
         return stop(format!(
@@ -168,11 +167,6 @@ pub(super) fn compare(declared: &Declared, was: &TableRecord, catalog: &Catalog,
     }
     if let Some(cause) = compare_columns(declared, was, table) {
         return Verdict::NeedsSnapshot(Cause::migration(cause));
-    }
-    if let Some(column) = unpublished_column(declared, published) {
-        return stop(format!(
-            "publication {publication} no longer contains column {column} of table {name}"
-        ));
     }
     if let Some(cause) = compare_partitions(name, &was.partitions, &table.partitions) {
         return Verdict::NeedsSnapshot(Cause::migration(cause));
@@ -196,36 +190,43 @@ pub(super) fn compare(declared: &Declared, was: &TableRecord, catalog: &Catalog,
 
 /// Compares the publication of a table. The server decodes each change with the publication as it was at that time, so
 /// changes are also lost if the publication was changed and changed back since the last comparison.
-fn compare_publication<'c>(
-    name: &TableName,
-    was: &TableRecord,
-    catalog: &'c Catalog,
-    publication: &str,
-) -> Result<&'c catalog::Published, String> {
+///
+/// Another session can change a column list only by replacing the table's entry. The list is compared before the entry,
+/// because it is the cause that the operator can recognize.
+fn compare_publication(declared: &Declared, was: &TableRecord, catalog: &Catalog, publication: &str) -> Option<String> {
+    let name = &declared.name;
     let partitioned = catalog.table(name).is_some_and(|table| table.partitioned);
     let found = catalog.publication.as_ref().filter(|p| p.via_root || !partitioned);
     let (Some(found), Some(published)) = (found, catalog.published(name)) else {
-        return Err(format!(
+        return Some(format!(
             "publication {publication} no longer contains table {name}, so changes were lost"
         ));
     };
     if let Some(filter) = &published.row_filter {
-        return Err(format!(
+        return Some(format!(
             "publication {publication} has the row filter {filter} for table {name}, so changes were lost"
+        ));
+    }
+    if let Some(column) = unpublished_column(declared, was, catalog) {
+        return Some(format!(
+            "publication {publication} no longer contains column {column} of table {name}"
         ));
     }
     let is_same = found.replacements.connect(&was.memberships, &published.memberships);
     if !was.memberships.is_empty() && !is_same {
-        return Err(format!(
-            "table {name} was removed from publication {publication} and added again, so changes may be lost"
+        let has_other_list = published.has_list && published.columns != was.column_list;
+        let with = if has_other_list {
+            " with another column list"
+        } else {
+            ""
+        };
+        return Some(format!(
+            "table {name} was removed from publication {publication} and added again{with}, so changes may be lost"
         ));
     }
-    if found.changed_by != was.publication_changed_by {
-        return Err(format!(
-            "the options of publication {publication} were changed, so changes of table {name} may be lost"
-        ));
-    }
-    Ok(published)
+    (found.changed_by != was.publication_changed_by).then(|| {
+        format!("the options of publication {publication} were changed, so changes of table {name} may be lost")
+    })
 }
 
 fn replaced(name: &TableName, was: u32, is: u32) -> String {
@@ -239,11 +240,16 @@ fn identity_lacks(name: &TableName, column: &str) -> String {
     )
 }
 
-/// The first declared column that the column list of the publication lacks.
-fn unpublished_column<'d>(declared: &'d Declared, published: &catalog::Published) -> Option<&'d str> {
+/// The first column that was read and is declared, but is missing in the column list of the publication. A column that no
+/// longer exists is missing for another reason.
+fn unpublished_column<'d>(declared: &'d Declared, was: &TableRecord, catalog: &Catalog) -> Option<&'d str> {
+    let (table, published) = (catalog.table(&declared.name)?, catalog.published(&declared.name)?);
     let list = published.columns.as_ref().filter(|_| published.has_list)?;
-    let lacks = |column: &&schemas::pg_types::Column| !list.contains(&column.name);
-    declared.columns.iter().find(lacks).map(|column| column.name.as_str())
+    let mut names = declared.columns.iter().map(|column| column.name.as_str());
+    names.find(|name| {
+        let was_read = was.columns.iter().any(|known| known.name == *name);
+        was_read && table.column(name).is_some() && !list.iter().any(|listed| listed == name)
+    })
 }
 
 fn compare_columns(declared: &Declared, was: &TableRecord, table: &Table) -> Option<String> {

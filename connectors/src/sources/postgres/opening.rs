@@ -199,6 +199,28 @@ impl Opener<'_> {
         }
     }
 
+    /// Adds the fix to the rejection of a schema with a new column that is not null.
+    async fn with_fix(&self, error: Error, declared: &Declared, subject: String) -> Error {
+        let Error::Registry {
+            subject: of,
+            retry: false,
+            source,
+            ..
+        } = error
+        else {
+            return error;
+        };
+        let registry = Arc::clone(self.registry);
+        let latest = tokio::task::spawn_blocking(move || registry.latest(&subject)).await;
+        let latest = latest.ok().and_then(Result::ok);
+        Error::Registry {
+            subject: of,
+            retry: false,
+            fix: latest.and_then(|latest| new_column_fix(declared, &latest.schema)),
+            source,
+        }
+    }
+
     /// Registers a table's schema and compiles its encoder.
     pub(super) async fn compile(&self, declared: &Declared, key: &[String]) -> Result<Table> {
         let name = &declared.name;
@@ -209,7 +231,11 @@ impl Opener<'_> {
         let text = pg_types::table_schema(self.name, name, &declared.columns);
         let text = text.map_err(|e| rejected(e.to_string()))?;
         let subject = wire::subject(self.topic, &pg_types::record_name(self.name, name));
-        let id = source::register(self.registry, subject, text.clone()).await?;
+        let registered = source::register(self.registry, subject.clone(), text.clone()).await;
+        let id = match registered {
+            Ok(id) => id,
+            Err(error) => return Err(self.with_fix(error, declared, subject).await),
+        };
         let schema = Schema::parse(&text).map_err(|e| rejected(e.to_string()))?;
         let at = |column: &String| declared.columns.iter().position(|c| c.name == *column);
         let key: Option<Vec<usize>> = key.iter().map(at).collect();
@@ -223,6 +249,36 @@ impl Opener<'_> {
 pub(super) struct Slot<'s> {
     pub(super) name: &'s str,
     pub(super) identity: &'s Identity,
+}
+
+/// The fix of a schema that was rejected, if columns that are not null are missing in the latest schema of the table. The
+/// records of that schema have no value for such a column, so a reader needs a default: null.
+fn new_column_fix(declared: &Declared, latest: &str) -> Option<String> {
+    let latest: serde_json::Value = serde_json::from_str(latest).ok()?;
+    let fields = latest.get("fields")?.as_array()?;
+    let is_known = |name: &str| {
+        let mut names = fields.iter().filter_map(|field| field.get("name")?.as_str());
+        names.any(|known| known == name)
+    };
+    let columns = declared.columns.iter();
+    let new = columns.filter(|column| !column.nullable && !is_known(&column.field_name()));
+    let (names, declarations): (Vec<&str>, Vec<String>) = new
+        .map(|column| {
+            (
+                column.name.as_str(),
+                format!("{} = \"{}?\"", column.name, column.pg_type),
+            )
+        })
+        .unzip();
+    (!names.is_empty()).then(|| {
+        format!(
+            "declare {} as nullable in [[table]] {}, because earlier records have no value for it: {}; or, if a column was \
+             renamed, restore its earlier name",
+            names.join(", "),
+            declared.name,
+            declarations.join(", ")
+        )
+    })
 }
 
 /// Whether an error affects only one table, so that the other tables can be published.
@@ -240,5 +296,32 @@ fn publication_record(name: &str, catalog: &Catalog) -> PublicationRecord {
         oid: found.map_or(0, |p| p.oid),
         operations: found.map(|p| p.operations.clone()).unwrap_or_default(),
         via_root: found.is_some_and(|p| p.via_root),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use schemas::ids::TableName;
+
+    fn declared(columns: &[(&str, &str)]) -> Declared {
+        let columns = columns.iter().map(|(name, ty)| Column::declared(name, ty));
+        Declared::new(TableName::new("orders").unwrap(), columns.collect(), None)
+    }
+
+    /// A column that is renamed is a new one for the registry.
+    #[test]
+    fn rejected_schema_with_a_new_column_names_the_column_and_the_fix() {
+        let before = declared(&[("id", "int8"), ("total", "int4"), ("note", "text?")]);
+        let source = SourceName::new("shop").unwrap();
+        let latest = pg_types::table_schema(&source, &before.name, &before.columns).unwrap();
+        let renamed = declared(&[("id", "int8"), ("order_total", "int4"), ("remark", "text?")]);
+        assert_eq!(
+            new_column_fix(&renamed, &latest).unwrap(),
+            "declare order_total as nullable in [[table]] orders, because earlier records have no value for it: order_total = \
+             \"int4?\"; or, if a column was renamed, restore its earlier name"
+        );
+        let other = declared(&[("id", "text"), ("total", "int4"), ("note", "text?")]);
+        assert_eq!(new_column_fix(&other, &latest), None);
     }
 }

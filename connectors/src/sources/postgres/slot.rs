@@ -167,7 +167,8 @@ fn decide_start(stored: Option<&Position>, slot: Option<&Slot>, expected: &Expec
         Some(confirmed) if confirmed <= stored.complete_lsn => {}
         Some(confirmed) => {
             return Err(format!(
-                "slot {name} is confirmed up to {confirmed}, beyond the stored position {}: something else has read from it",
+                "slot {name} is confirmed up to {confirmed}, beyond the stored position {}: either something else has read \
+                 from the slot, or the log has lost records since then, for example because it was restored from a backup",
                 stored.complete_lsn
             )
             .into());
@@ -479,7 +480,8 @@ mod tests {
             (
                 Some(stored()),
                 Some(slot(101)),
-                "is confirmed up to 0/65, beyond the stored position 0/64",
+                "is confirmed up to 0/65, beyond the stored position 0/64: either something else has read from the slot, or the \
+                 log has lost records",
             ),
             (
                 Some(stored()),

@@ -1,6 +1,6 @@
 //! Tests which differences between a table's record and the catalog need a snapshot.
 
-use super::super::catalog::{Column, Partition, Publication, Published};
+use super::super::catalog::{Column, Partition, Publication, Published, samples};
 use super::super::pgoutput;
 use super::super::replacements::Replacements;
 use super::*;
@@ -14,16 +14,11 @@ fn declared(columns: &[(&str, &str)]) -> Declared {
 
 fn column(name: &str, number: i16, type_oid: u32, type_name: &str) -> Column {
     Column {
-        name: name.to_owned(),
         number,
         type_oid,
-        type_modifier: -1,
-        type_name: type_name.to_owned(),
         changed_by: 500,
         labels: BTreeMap::from([(1, String::from("open")), (2, String::from("paid"))]),
-        nullable: false,
-        generated: false,
-        readable: true,
+        ..samples::column(name, type_name)
     }
 }
 
@@ -40,32 +35,19 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        let columns = vec![
+            column("id", 1, 20, "int8"),
+            column("n", 2, 23, "int4"),
+            column("at", 3, 1184, "timestamptz"),
+            column("other", 4, 25, "text"),
+        ];
         World {
             table: Table {
                 oid: 7,
-                schema: String::from("public"),
-                name: String::from("orders"),
-                replica_identity: 'd',
                 file_node: 107,
-                readable: true,
-                owned: true,
-                unlogged: false,
                 partitioned: true,
-                has_children: false,
-                row_security: false,
-                columns: vec![
-                    column("id", 1, 20, "int8"),
-                    column("n", 2, 23, "int4"),
-                    column("at", 3, 1184, "timestamptz"),
-                    column("other", 4, 25, "text"),
-                ],
-                primary_key: vec![String::from("id")],
-                deferrable_key: false,
-                identity_index: Vec::new(),
-                unique_keys: vec![vec![String::from("id")]],
                 partitions: BTreeMap::from([(70, partition(170)), (71, partition(171))]),
-                partition_identity: BTreeSet::new(),
-                has_full_partition: false,
+                ..samples::table("orders", columns)
             },
             published: Published {
                 memberships: BTreeSet::from([String::from("table 16")]),
@@ -239,6 +221,41 @@ fn changed_mask_needs_a_snapshot() {
             matches!(verdict, Verdict::NeedsSnapshot(cause) if cause.text.contains("the mask of column other"));
         assert_eq!(needs_snapshot, want, "{mask:?}");
     }
+}
+
+/// Another session changes a column list by replacing the table's entry, so the entry differs as well.
+#[test]
+fn changed_column_list_is_the_cause_rather_than_the_replaced_entry() {
+    let with_list = |list: &[&str]| {
+        let columns = list.iter().map(|column| (*column).to_owned()).collect();
+        move |w: &mut World| {
+            w.published = Published {
+                columns: Some(columns),
+                has_list: true,
+                memberships: BTreeSet::from([String::from("table 17")]),
+                ..Published::default()
+            };
+        }
+    };
+    let lacking = cause(&COLUMNS, with_list(&["id", "at"])).unwrap();
+    assert_eq!(lacking, "publication p no longer contains column n of table orders");
+    let without_key = cause(&COLUMNS, with_list(&["n", "at"])).unwrap();
+    assert_eq!(
+        without_key,
+        "publication p no longer contains column id of table orders"
+    );
+    let other = cause(&COLUMNS, with_list(&["id", "n", "at", "other"])).unwrap();
+    assert_eq!(
+        other,
+        "table orders was removed from publication p and added again with another column list, so changes may be lost"
+    );
+    // A renamed column is renamed in the list, too, so the list is not the cause.
+    let renamed = cause(&COLUMNS, |w| {
+        w.table.columns[1].name = String::from("m");
+        w.published.columns = Some(["id", "m", "at"].map(str::to_owned).to_vec());
+        w.published.has_list = true;
+    });
+    assert_eq!(renamed.unwrap(), "column n of table orders was dropped or renamed");
 }
 
 #[test]
