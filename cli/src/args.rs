@@ -144,6 +144,9 @@ pub struct Dev {
     /// then reads this database.
     #[arg(long, value_name = "URL")]
     pub postgres: Option<String>,
+    /// Use the sections [connectors.NAME] of this configuration of a node, for settings other than the URL.
+    #[arg(long, value_name = "FILE", conflicts_with = "postgres")]
+    pub config: Option<PathBuf>,
     /// Orders per second that the generator of the sample shop creates; 0 disables it.
     #[arg(long, default_value_t = 2.0, value_name = "N", value_parser = rate)]
     pub orders_per_s: f64,

@@ -233,6 +233,20 @@ impl Default for Processors {
 
 /// Reads the configuration of a node. Environment variables override the file.
 pub fn read(path: &Path) -> Result<NodeConfig> {
+    read_as(path)
+}
+
+/// Reads the settings of the connectors in the configuration of a node, whose other sections may be missing.
+pub fn read_connectors(path: &Path) -> Result<BTreeMap<String, connectors::sources::postgres::Config>> {
+    #[derive(Deserialize)]
+    struct Connectors {
+        #[serde(default)]
+        connectors: BTreeMap<String, connectors::sources::postgres::Config>,
+    }
+    read_as(path).map(|Connectors { connectors }| connectors)
+}
+
+fn read_as<C: serde::de::DeserializeOwned>(path: &Path) -> Result<C> {
     if !path.exists() {
         bail!(
             "configuration file {} does not exist; create it (docs/reference/configuration.md lists all keys), or choose another with --config",

@@ -3,7 +3,7 @@
 use super::{last_lines, wait_for};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 /// The trunkline binary of the same build.
@@ -86,6 +86,23 @@ impl Dev {
     /// Process id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
+    }
+
+    /// Whether the process was started and not killed.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Exit status of the process, if it has ended by itself.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        let child = self.child.as_mut()?;
+        child.try_wait().expect("poll the exit status")
+    }
+
+    /// The log of the process since its first start.
+    pub fn log(&self) -> String {
+        let log = std::fs::read(self.data.with_extension("log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
     }
 
     /// The records of a topic from the earliest offset, with decoded values.

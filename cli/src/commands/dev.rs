@@ -125,8 +125,8 @@ fn topology(dev: &args::Dev) -> Result<(Topology, bool)> {
             ),
         }
         is_sample = false;
-    } else if topology.sources.iter().any(|s| s.kind == SourceKind::Postgres) {
-        bail!("the database URL of the connector of kind postgres is missing; set it with --postgres");
+    } else if dev.config.is_none() && topology.sources.iter().any(|s| s.kind == SourceKind::Postgres) {
+        bail!("the database URL of the connector of kind postgres is missing; set it with --postgres or --config");
     }
     Ok((topology, is_sample))
 }
@@ -148,19 +148,29 @@ fn all_roles(topology: &Topology) -> Vec<Role> {
     roles
 }
 
-fn plan(dev: &args::Dev, topology: Topology, key: &DevKey, ingest_token: &str) -> Result<Plan> {
-    let roles = all_roles(&topology);
-    let connectors: BTreeMap<String, postgres::Config> = match &dev.postgres {
-        Some(url) => {
-            let settings = serde_json::json!({ "url": url, "mask_key": stored_secret(&dev.data, MASK_KEY_FILE)? });
-            let config = || serde_json::from_value::<postgres::Config>(settings.clone());
-            let sources = topology.sources.iter().filter(|s| s.kind == SourceKind::Postgres);
-            sources
-                .map(|s| Ok((s.name.to_string(), config()?)))
-                .collect::<Result<_>>()?
-        }
+/// Settings of the connectors of kind postgres.
+fn connectors(dev: &args::Dev, topology: &Topology) -> Result<BTreeMap<String, postgres::Config>> {
+    let mask_key = stored_secret(&dev.data, MASK_KEY_FILE)?;
+    let mut configured = match &dev.config {
+        Some(file) => config::read_connectors(file)?,
         None => BTreeMap::new(),
     };
+    let sources = topology.sources.iter().filter(|s| s.kind == SourceKind::Postgres);
+    let config = |name: String| {
+        let config = match &dev.postgres {
+            Some(url) => serde_json::from_value(serde_json::json!({ "url": url, "mask_key": mask_key }))?,
+            None => configured
+                .remove(&name)
+                .with_context(|| format!("[connectors.{name}] is missing in the file of --config"))?,
+        };
+        Ok((name, config))
+    };
+    sources.map(|s| s.name.to_string()).map(config).collect()
+}
+
+fn plan(dev: &args::Dev, topology: Topology, key: &DevKey, ingest_token: &str) -> Result<Plan> {
+    let roles = all_roles(&topology);
+    let connectors = connectors(dev, &topology)?;
     let store = match dev.store {
         Engine::Fjall => config::Engine::Fjall,
         Engine::Sled => config::Engine::Sled,

@@ -1,6 +1,7 @@
 //! `trunkline doctor`: checks everything that the command line can reach, and prints a fix for each problem.
 
 mod databases;
+mod dead_letters;
 mod finding;
 mod issuers;
 mod log;
@@ -8,6 +9,7 @@ mod processes;
 
 use crate::args::{self, Output};
 use crate::backends;
+use crate::commands::state::missing_rows;
 use crate::config;
 use crate::connection::Connection;
 use crate::connectors_client::Level;
@@ -16,9 +18,9 @@ use crate::operations_client::Client;
 use crate::processes::{Announced, Processes, announced, members_topics};
 use crate::{print, time};
 use anyhow::{Context, Result};
+use dead_letters::DeadLetters;
 use event_log::embedded::{Config as LogConfig, EmbeddedLog};
 use finding::{Finding, bad, good, warning};
-use log::DeadLetters;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +43,8 @@ pub fn run(output: Output, doctor: &args::Doctor) -> Result<()> {
     match Client::connect(&doctor.target) {
         Ok(client) => {
             let names = topology.as_ref().map(Topology::names);
-            findings.extend(log::check(&client, names.as_ref(), &dead_letters));
+            let missing_rows = |topic: &str, partitions| missing_rows(&doctor.target, topic, partitions);
+            findings.extend(log::check(&client, names.as_ref(), &dead_letters, &missing_rows));
             findings.extend(check_processes(doctor, &client, topology.as_ref()));
         }
         Err(error) => {

@@ -1,6 +1,7 @@
-//! Checks of the log: reachability, topics, dead letters, tables and lag.
+//! Checks of the log: reachability, topics, tables and lag.
 
-use super::finding::{Finding, bad, good, warning};
+use super::dead_letters::{DeadLetters, MissingRows};
+use super::finding::{Finding, bad, good};
 use crate::operations_api::{LagRequest, LogState, Position, Request, TailRequest};
 use crate::operations_client::Client;
 use crate::print;
@@ -12,7 +13,12 @@ use topology::Names;
 const LAG_MS_MAX: i64 = 60_000;
 
 /// Checks the log and its topics: those of `names`, if a topology is given.
-pub fn check(client: &Client, names: Option<&Names>, dead_letters: &DeadLetters) -> Vec<Finding> {
+pub fn check(
+    client: &Client,
+    names: Option<&Names>,
+    dead_letters: &DeadLetters,
+    missing_rows: &MissingRows<'_>,
+) -> Vec<Finding> {
     let topics = match client.collect(Request::Topics) {
         Ok(topics) => topics,
         Err(error) => {
@@ -29,7 +35,7 @@ pub fn check(client: &Client, names: Option<&Names>, dead_letters: &DeadLetters)
     let mut findings = vec![good("log", format!("reachable, {} topics", topics.len()))];
     findings.extend(check_log_state(client));
     findings.push(check_view_log(&topics));
-    findings.extend(dead_letters.check(client, &topics));
+    findings.extend(dead_letters.check(client, &topics, missing_rows));
     let sources = topics.iter().filter(|name| !name.ends_with(".dlq"));
     let sources = sources.filter_map(|topic| {
         let owner = Names::owning(topic)?;
@@ -93,57 +99,6 @@ fn check_log_state(client: &Client) -> Vec<Finding> {
         }
     });
     problem.into_iter().chain(notice).collect()
-}
-
-/// Which dead letters are reported. Older ones do not matter any more: they remain until the retention of their topic, also
-/// if they were written again or are not needed.
-pub struct DeadLetters {
-    /// Begin of the time, in ms since 1970.
-    pub since_ms: i64,
-    /// The time, for texts.
-    pub span: String,
-}
-
-impl DeadLetters {
-    /// Number of dead letters after which counting stops.
-    const COUNT_MAX: usize = 1_000;
-
-    fn check(&self, client: &Client, topics: &[&str]) -> Vec<Finding> {
-        let topics: Vec<&&str> = topics.iter().filter(|name| name.ends_with(".dlq")).collect();
-        let findings = in_parallel(&topics, |topic| self.check_topic(client, topic));
-        let findings: Vec<Finding> = findings.into_iter().flatten().collect();
-        if findings.is_empty() {
-            return vec![good("dead letters", format!("none within {}", self.span))];
-        }
-        findings
-    }
-
-    /// Returns a warning if the topic has records of the time.
-    fn check_topic(&self, client: &Client, topic: &str) -> Option<Finding> {
-        let request = Request::Tail(TailRequest {
-            topic: topic.to_owned(),
-            partition: None,
-            from: Position::Time(self.since_ms),
-            key: None,
-            limit: Self::COUNT_MAX,
-            follow: false,
-            uncommitted: false,
-        });
-        let count = match client.collect(request) {
-            Ok(records) => records.len(),
-            Err(error) => {
-                return Some(bad(
-                    "dead letters",
-                    format!("cannot read {topic}: {error:#}"),
-                    format!("trunkline topics show {topic}"),
-                ));
-            }
-        };
-        let more = if count >= Self::COUNT_MAX { "at least " } else { "" };
-        let found = format!("{topic} has {more}{count} dead letters within {}", self.span);
-        let fix = format!("trunkline topics tail {topic} --from-time {}", self.span);
-        (count > 0).then(|| warning("dead letters", found, fix))
-    }
 }
 
 /// Returns a finding for each table of a source that needs a snapshot, according to the stored position of the
