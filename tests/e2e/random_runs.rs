@@ -11,17 +11,22 @@
 mod kinds;
 mod operations;
 mod oracle;
+#[cfg(feature = "external")]
+mod processes;
 mod report;
 mod rounds;
 #[cfg(feature = "external")]
 mod runner;
 mod schema;
+#[cfg(feature = "external")]
+mod session;
 mod values;
 mod workload;
 
 #[cfg(feature = "external")]
 mod runs {
     use super::kinds::Kind;
+    use super::processes::Backend;
     use super::report::Report;
     use super::rounds::Generator;
     use super::runner::{self, Services};
@@ -31,9 +36,10 @@ mod runs {
     const SEEDS: [u64; 2] = [1, 2];
     const ROUNDS: usize = 8;
 
-    /// Variables that `tests/random-runs` sets: seed, minutes and rounds; kinds of changes; file for the report.
+    /// Variables that `tests/random-runs` sets: seed, minutes and rounds; kinds of changes; backend; file for the report.
     const PLAN: &str = "TRUNKLINE_TEST_RANDOM_RUNS";
     const KINDS: &str = "TRUNKLINE_TEST_RANDOM_RUNS_KINDS";
+    const BACKEND: &str = "TRUNKLINE_TEST_RANDOM_RUNS_BACKEND";
     const REPORT: &str = "TRUNKLINE_TEST_RANDOM_RUNS_REPORT";
 
     struct Plan {
@@ -81,14 +87,19 @@ mod runs {
     #[test]
     fn devices_are_equal_or_the_table_is_reported_under_random_changes_and_faults() {
         let (plan, mut services, mut report) = (Plan::read(), Services::start(), Report::default());
+        let backend = service::config::env(BACKEND).filter(|name| !name.is_empty());
+        let backend =
+            backend.map(|name| Backend::named(&name).unwrap_or_else(|| panic!("no backend is called {name}")));
         for seed in plan.seeds.take_while(|_| Instant::now() < plan.until) {
-            eprintln!("seed {seed}, {} rounds", plan.rounds);
+            let backend = backend.unwrap_or_else(|| Backend::of_seed(seed));
+            eprintln!("seed {seed}, {} rounds, backend {}", plan.rounds, backend.name());
             let generator = Generator::new(seed, &format!("r{seed}"), &plan.kinds);
-            let result = runner::run(&mut services, generator, plan.rounds, &mut report);
+            let result = runner::run(&mut services, generator, backend, plan.rounds, &mut report);
             if let Err(failure) = &result {
                 eprintln!(
-                    "seed {seed} failed: {failure}\n  again: tests/random-runs --seed {seed} --rounds {}",
-                    plan.rounds
+                    "seed {seed} failed: {failure}\n  again: tests/random-runs --seed {seed} --rounds {} --backend {}",
+                    plan.rounds,
+                    backend.name()
                 );
             }
             report.runs.push((seed, result.err()));

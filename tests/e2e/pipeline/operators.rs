@@ -59,16 +59,22 @@ pub fn tokens() -> String {
 
 /// The command line of operators, who know the brokers and the topology.
 pub struct Operators {
-    kafka: String,
+    /// The option that names the log.
+    log: [String; 2],
     topology: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 impl Operators {
     pub fn new(kafka: &str, topology: &str) -> Operators {
+        Operators::of_log(["--kafka".to_owned(), kafka.to_owned()], topology)
+    }
+
+    /// Operators of the log that this option names.
+    pub fn of_log(log: [String; 2], topology: &str) -> Operators {
         let dir = tempfile::tempdir().unwrap();
         let operators = Operators {
-            kafka: kafka.to_owned(),
+            log,
             topology: dir.path().join("topology.toml"),
             _dir: dir,
         };
@@ -84,9 +90,7 @@ impl Operators {
     pub fn run(&self, token: &str, words: &[&str]) -> Output {
         let (first, rest) = words.split_first().unwrap();
         let mut command = Command::new(binary());
-        command
-            .args(["--output", "json", first, "--kafka", &self.kafka])
-            .args(rest);
+        command.args(["--output", "json", first]).args(&self.log).args(rest);
         command.env("TRUNKLINE_ADMIN_TOKEN", token).output().unwrap()
     }
 
@@ -116,7 +120,7 @@ fn announced_processes_are_found_and_only_operators_change_connectors() {
         tokens(),
         free_port()
     );
-    let mut fleet = Fleet::new(TOPOLOGY, &operators.kafka, &more);
+    let mut fleet = Fleet::new(TOPOLOGY, &operators.log[1], &more);
     fleet.start_all();
     fleet.wait_all_ready(LIMIT);
 

@@ -109,6 +109,12 @@ impl Kind {
         matches!(self, Kind::DeclareColumn | Kind::DropColumn | Kind::RenameColumn)
     }
 
+    /// Whether it can be applied while another transaction has written to its table: it needs no lock that conflicts.
+    pub fn permits_open_transactions(self) -> bool {
+        let of_publication = matches!(self, Kind::Unpublish | Kind::PublishAgain | Kind::OversizedRow);
+        of_publication || self.is_global()
+    }
+
     /// Whether its unit may be equal although a cause is expected.
     pub fn is_report_optional(self) -> bool {
         matches!(self, Kind::RowLevelSecurity | Kind::TextToVarchar)

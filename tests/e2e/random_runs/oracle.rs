@@ -289,13 +289,14 @@ pub fn command(fix: &str) -> Option<Vec<String>> {
     (words.first().map(String::as_str) == Some("connect")).then_some(words)
 }
 
-/// Checks that `doctor` names each reported unit with the same fix.
-pub fn check_doctor(observed: &Observed, succeeded: bool, findings: &Value) -> Result<(), String> {
-    let named = |unit: &str, fix: &str| {
-        findings.as_array().into_iter().flatten().any(|finding| {
-            let text = |name: &str| finding[name].as_str().unwrap_or_default();
-            text("level") == "bad" && text("found").contains(unit) && text("fix") == fix
-        })
+/// Checks that `doctor` names each reported unit with the same fix, and each table that is stale because of a dead letter
+/// with a command. Returns these commands.
+pub fn check_doctor(observed: &Observed, succeeded: bool, findings: &Value) -> Result<Vec<Vec<String>>, String> {
+    let fix_of = |unit: &str| {
+        let text = |finding: &Value, name: &str| finding[name].as_str().unwrap_or_default().to_owned();
+        let mut bad = findings.as_array().into_iter().flatten();
+        let found = bad.find(|finding| finding["level"] == "bad" && text(finding, "found").contains(unit))?;
+        Some(text(found, "fix"))
     };
     let tables = observed.tables.iter().filter_map(|table| {
         let reported = table.reported.as_ref()?;
@@ -307,17 +308,24 @@ pub fn check_doctor(observed: &Observed, succeeded: bool, findings: &Value) -> R
         None => tables.collect(),
     };
     for (unit, reported) in &reported {
-        if !named(unit, &reported.fix) {
+        if fix_of(unit).as_ref() != Some(&reported.fix) {
             return Err(format!(
                 "doctor does not say that {unit} with fix {:?}: {findings:#}",
                 reported.fix
             ));
         }
     }
-    if succeeded && !reported.is_empty() {
+    let mut commands = Vec::new();
+    let is_dead_letter = |table: &&TableState| table.stale && table.reported.is_none() && observed.connector.is_none();
+    for table in observed.tables.iter().filter(is_dead_letter) {
+        let unit = format!("rows of table {} lack changes because of dead letters", table.name);
+        let command = fix_of(&unit).and_then(|fix| command(&fix));
+        commands.push(command.ok_or_else(|| format!("doctor does not say that {unit} with a command: {findings:#}"))?);
+    }
+    if succeeded && !(reported.is_empty() && commands.is_empty()) {
         return Err(format!("doctor succeeded: {findings:#}"));
     }
-    Ok(())
+    Ok(commands)
 }
 
 #[cfg(test)]
@@ -494,6 +502,22 @@ mod tests {
         assert!(check_doctor(&observed, true, &finding(found, &fix)).is_err());
         assert!(check_doctor(&observed, false, &finding(found, "restart it")).is_err());
         assert!(check_doctor(&observed, false, &finding("table t1 needs a snapshot", &fix)).is_err());
+    }
+
+    #[test]
+    fn doctor_must_fail_and_name_the_command_for_a_row_that_is_a_dead_letter() {
+        let mut observed = observed(true, None);
+        observed.tables[0].stale = true;
+        let finding = |level: &str, fix: &str| {
+            let found = "1 rows of table t0 lack changes because of dead letters in r.change.db.dlq";
+            json!([{"level": level, "found": found, "fix": fix}])
+        };
+        let fix = "update the rows; or do so and then trunkline connect snapshot db t0";
+        let commands = check_doctor(&observed, false, &finding("bad", fix)).unwrap();
+        assert_eq!(commands, [["connect", "snapshot", "db", "t0"]]);
+        assert!(check_doctor(&observed, true, &finding("bad", fix)).is_err());
+        assert!(check_doctor(&observed, false, &finding("warn", fix)).is_err());
+        assert!(check_doctor(&observed, false, &finding("bad", "look at it")).is_err());
     }
 
     #[test]

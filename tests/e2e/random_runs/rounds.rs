@@ -2,8 +2,8 @@
 //! faults. Nothing depends on what the processes do, so a seed always results in the same steps.
 
 use super::kinds::Kind;
-use super::operations::{self, Declares, Operation};
-use super::schema::Schema;
+use super::operations::{self, Declares, Operation, Unit};
+use super::schema::{Schema, Table};
 use super::workload;
 use std::fmt;
 use streams_test::simulation::Rng;
@@ -40,6 +40,14 @@ pub enum Step {
     Transaction(Vec<String>),
     /// A statement of a change, which must succeed.
     Change(String),
+    /// Begins a transaction that remains open, with these statements.
+    Open(Vec<String>),
+    /// Further statements of the open transaction.
+    Continue(Vec<String>),
+    /// Ends the open transaction.
+    Close {
+        commit: bool,
+    },
     /// Polls the device this many times, so that the processes notice what happened.
     Poll(usize),
     Begin(Fault),
@@ -55,6 +63,10 @@ impl fmt::Display for Step {
         let text = match self {
             Step::Transaction(statements) => format!("transaction: {}", statements.join("; ")),
             Step::Change(statement) => format!("change: {statement}"),
+            Step::Open(statements) => format!("open a transaction: {}", statements.join("; ")),
+            Step::Continue(statements) => format!("in the open transaction: {}", statements.join("; ")),
+            Step::Close { commit: true } => "commit the open transaction".to_owned(),
+            Step::Close { commit: false } => "roll back the open transaction".to_owned(),
             Step::Poll(times) => format!("poll {times} times"),
             Step::Begin(fault) => format!("begin: {}", fault.name()),
             Step::End(fault) => format!("end: {}", fault.name()),
@@ -74,12 +86,18 @@ pub struct Round {
     pub steps: Vec<Step>,
     pub operations: Vec<Operation>,
     pub faults: Vec<Fault>,
+    /// Whether a transaction is open during the changes.
+    pub has_open_transaction: bool,
+    /// Ends the open transaction after the repair, if it is still open then.
+    pub close: Option<Step>,
 }
 
 /// Generates the rounds of a seed.
 #[derive(Debug)]
 pub struct Generator {
     rng: Rng,
+    /// Decides about open transactions.
+    open_rng: Rng,
     /// The tables after the last generated round.
     pub schema: Schema,
     /// Kinds of changes, in the order in which they are used.
@@ -103,6 +121,7 @@ impl Generator {
         rng.shuffle(&mut faults);
         Generator {
             rng,
+            open_rng: Rng::of_seed(!seed),
             schema,
             deck,
             faults,
@@ -130,7 +149,13 @@ impl Generator {
         if at == 0 {
             round.steps.extend(fault.map(Step::Begin));
         }
+        let before_changes = round.steps.len();
         self.changes(&mut round, fault.filter(|_| at == 0));
+        let first = self.open_transaction(&round);
+        round.has_open_transaction = first.is_some();
+        first
+            .into_iter()
+            .for_each(|step| round.steps.insert(before_changes, step));
         if at == 1 {
             round.steps.extend(fault.map(Step::Begin));
             self.work(&mut round, 1);
@@ -138,7 +163,48 @@ impl Generator {
         round.steps.extend(fault.map(Step::End));
         round.faults.extend(fault);
         self.work(&mut round, 3);
+        self.close_transaction(&mut round);
         round
+    }
+
+    /// Sometimes a transaction over tables whose changes in this round do not wait for it.
+    fn open_transaction(&mut self, round: &Round) -> Option<Step> {
+        if !self.open_rng.chance(0.4) {
+            return None;
+        }
+        let statements = self.open_statements(round);
+        (!statements.is_empty()).then_some(Step::Open(statements))
+    }
+
+    fn open_statements(&mut self, round: &Round) -> Vec<String> {
+        let conflicts = |table: &Table| {
+            let mut changes = round.operations.iter();
+            changes.any(|o| o.unit == Unit::Table(table.name()) && !o.kind.permits_open_transactions())
+        };
+        let tables = self.schema.tables.iter_mut();
+        let tables = tables.filter(|table| table.readable && !conflicts(table));
+        tables
+            .flat_map(|table| workload::open_transaction(table, &mut self.open_rng))
+            .collect()
+    }
+
+    /// Ends the open transaction before the comparison, or after the repair.
+    fn close_transaction(&mut self, round: &mut Round) {
+        if !round.has_open_transaction {
+            return;
+        }
+        if self.open_rng.chance(0.5) {
+            let statements = self.open_statements(round);
+            round.steps.push(Step::Continue(statements));
+        }
+        let close = Step::Close {
+            commit: self.open_rng.chance(0.7),
+        };
+        if self.open_rng.chance(0.4) {
+            round.steps.push(close);
+        } else {
+            round.close = Some(close);
+        }
     }
 
     /// The statements with which an operator prepares the repair of a round, after which all tables can be read.
@@ -291,6 +357,29 @@ mod tests {
         faults.sort();
         faults.dedup();
         assert_eq!(faults.len(), 5, "{faults:?}");
+    }
+
+    #[test]
+    fn transactions_remain_open_during_changes_and_repairs() {
+        let (mut opened, mut until_repair, mut committed) = (0, 0, 0);
+        for seed in 0..10 {
+            let mut generator = Generator::new(seed, "r", &[]);
+            for _ in 0..20 {
+                let round = generator.round();
+                let all = round.steps.iter().chain(&round.close);
+                let closes: Vec<&Step> = all.filter(|step| matches!(step, Step::Close { .. })).collect();
+                assert_eq!(closes.len(), usize::from(round.has_open_transaction), "seed {seed}");
+                opened += usize::from(round.has_open_transaction);
+                until_repair += usize::from(round.close.is_some());
+                committed += closes
+                    .iter()
+                    .filter(|s| matches!(s, Step::Close { commit: true }))
+                    .count();
+                generator.repair(&round);
+            }
+        }
+        let remaining = [opened - until_repair, opened - committed, until_repair, committed];
+        assert!(remaining.iter().all(|count| *count > 5), "{opened}: {remaining:?}");
     }
 
     #[test]

@@ -3,12 +3,14 @@
 
 use super::operations::Operation;
 use super::oracle::{self, Judgement, Observed, Outcome, Reported, Rows, TableState};
+use super::processes::{Backend, Processes};
 use super::report::Report;
 use super::rounds::{Fault, Generator, ROLES, Round, Step};
 use super::schema::{CONNECTOR, PUBLICATION, Schema, Table};
-use crate::pipeline::operators::{OPERATOR, Operators, VIEWER, tokens};
+use super::session::Session;
+use crate::pipeline::operators::{OPERATOR, Operators, VIEWER};
 use crate::postgres::harness::Database;
-use crate::support::{Broker, Fleet, Phone, Polled, Postgres, wait_for};
+use crate::support::{Broker, Phone, Polled, Postgres, wait_for};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -27,23 +29,25 @@ const KNOWN_FAILURES: [(&str, &str); 0] = [];
 /// PostgreSQL and Kafka of all runs.
 pub struct Services {
     postgres: Postgres,
-    broker: Broker,
+    /// Started by the first run on Kafka.
+    broker: Option<Broker>,
     kafka_is_down: bool,
 }
 
 impl Services {
-    /// Starts both.
+    /// Starts PostgreSQL.
     pub fn start() -> Services {
         Services {
             postgres: Postgres::start(),
-            broker: Broker::start(),
+            broker: None,
             kafka_is_down: false,
         }
     }
 
     fn restart_kafka(&mut self) {
-        if std::mem::take(&mut self.kafka_is_down) {
-            self.broker.restart();
+        let is_down = std::mem::take(&mut self.kafka_is_down);
+        if let Some(broker) = self.broker.as_mut().filter(|_| is_down) {
+            broker.restart();
         }
     }
 }
@@ -51,12 +55,15 @@ impl Services {
 /// A run, its processes and its device.
 pub struct Run<'s> {
     services: &'s mut Services,
+    /// The transaction that remains open.
+    open: Option<Session>,
     // The processes end before the database is dropped.
-    fleet: Fleet,
+    processes: Processes,
     database: Database,
     operators: Operators,
     phone: Phone,
     client: reqwest::blocking::Client,
+    is_on_kafka: bool,
     /// The executed steps.
     log: Vec<String>,
     transactions: usize,
@@ -67,11 +74,12 @@ pub struct Run<'s> {
 pub fn run(
     services: &mut Services,
     mut generator: Generator,
+    backend: Backend,
     rounds: usize,
     report: &mut Report,
 ) -> Result<(), String> {
     services.restart_kafka();
-    let mut run = Run::new(services, &generator.schema);
+    let mut run = Run::new(services, &generator.schema, backend);
     let result = run.execute(&mut generator, rounds, report);
     report.transactions += run.transactions;
     report.rejected += run.rejected;
@@ -80,7 +88,7 @@ pub fn run(
 
 impl<'s> Run<'s> {
     /// Creates the database and configures the processes, without starting them.
-    fn new(services: &'s mut Services, schema: &Schema) -> Run<'s> {
+    fn new(services: &'s mut Services, schema: &Schema, backend: Backend) -> Run<'s> {
         let database = Database::at(&services.postgres.url());
         let role = format!("reader_{}", database.name);
         let statements = schema.create(&role);
@@ -91,19 +99,20 @@ impl<'s> Run<'s> {
             true => database.url.clone(),
             false => database.url.replace("postgres@", &format!("{role}@")),
         };
-        let more = format!(
-            "{}[connectors.{CONNECTOR}]\nurl = \"{url}\"\npublication = \"{PUBLICATION}\"\nheartbeat_seconds = 1\n",
-            tokens()
-        );
-        let (topology, kafka) = (schema.topology(), services.broker.bootstrap());
-        let fleet = Fleet::new(&topology, &kafka, &more);
-        let phone = Phone::new("phone", &fleet.token("x", &[]));
+        let connector = format!("url = \"{url}\"\npublication = \"{PUBLICATION}\"\nheartbeat_seconds = 1\n");
+        let brokers =
+            (backend == Backend::Kafka).then(|| services.broker.get_or_insert_with(Broker::start).bootstrap());
+        let topology = schema.topology();
+        let processes = Processes::new(&topology, brokers.as_deref(), &connector);
+        let operators = processes.operators(&topology, brokers.as_deref());
         Run {
-            fleet,
+            open: None,
+            processes,
             database,
-            operators: Operators::new(&kafka, &topology),
-            phone,
+            operators,
+            phone: Phone::new("phone", ""),
             client: reqwest::blocking::Client::new(),
+            is_on_kafka: backend == Backend::Kafka,
             log: statements,
             services,
             transactions: 0,
@@ -113,7 +122,8 @@ impl<'s> Run<'s> {
 
     fn execute(&mut self, generator: &mut Generator, rounds: usize, report: &mut Report) -> Result<(), String> {
         self.steps(&generator.rows_before_the_snapshot())?;
-        self.fleet.start_all();
+        ROLES.iter().for_each(|role| self.processes.start(role));
+        self.phone = Phone::new("phone", &self.processes.token());
         self.settle_clean(&generator.schema, "after the start")?;
         for number in 1..=rounds {
             self.log.push(format!("-- round {number}"));
@@ -151,6 +161,14 @@ impl<'s> Run<'s> {
             };
             report.add(&fault.name(), outcome, all_known);
         }
+        if round.has_open_transaction {
+            let outcome = if failure.is_some() {
+                Outcome::Failed
+            } else {
+                Outcome::Equal
+            };
+            report.add("transaction open during the changes", outcome, all_known);
+        }
         match failure {
             Some(failure) if !all_known => Err(failure),
             Some(failure) => {
@@ -173,7 +191,7 @@ impl<'s> Run<'s> {
         if !failures.is_empty() {
             return Err(failures.join("\n  "));
         }
-        named?;
+        let of_dead_letters = named?;
         self.steps(&prepared)?;
         let reported = observed.tables.iter().filter_map(|table| table.reported.as_ref());
         let reported: Vec<&Reported> = match &observed.connector {
@@ -185,7 +203,11 @@ impl<'s> Run<'s> {
             let words = oracle::command(&report.fix).ok_or_else(|| format!("no command in {:?}", report.fix))?;
             self.command(&words)?;
         }
+        for words in of_dead_letters {
+            self.command(&words)?;
+        }
         self.steps(&during)?;
+        self.steps(round.close.as_slice())?;
         self.settle_clean(&generator.schema, "after the repair")?;
         Ok(outcomes)
     }
@@ -202,26 +224,48 @@ impl<'s> Run<'s> {
                 let changed = self.database.try_sql(statement);
                 changed.map_err(|error| format!("PostgreSQL rejected a change: {statement}: {error:?}"))?;
             }
+            Step::Open(statements) => {
+                let session = Session::open(&self.database)?;
+                let began = session.run("BEGIN; SET lock_timeout = '1s'");
+                began.map_err(|reason| format!("cannot begin a transaction: {reason}"))?;
+                self.open = Some(session);
+                self.in_open_transaction(statements);
+            }
+            Step::Continue(statements) => self.in_open_transaction(statements),
+            Step::Close { commit } => {
+                let statement = if *commit { "COMMIT" } else { "ROLLBACK" };
+                self.in_open_transaction(&[statement.to_owned()]);
+                self.open = None;
+            }
             Step::Poll(times) => (0..*times).for_each(|_| self.poll()),
-            Step::Begin(Fault::Kill(role)) => self.kill(role),
+            Step::Begin(Fault::Kill(role)) => self.processes.kill(role),
             Step::Begin(Fault::Postgres) => {
                 self.services.postgres.kill();
                 self.services.postgres.restart();
             }
             Step::Begin(Fault::Kafka) => {
-                self.services.broker.kill();
-                self.services.kafka_is_down = true;
+                match &mut self.services.broker {
+                    Some(broker) if self.is_on_kafka => {
+                        broker.kill();
+                        self.services.kafka_is_down = true;
+                    }
+                    // The embedded log ends with its process.
+                    _ => self.processes.kill("connector"),
+                }
             }
-            Step::End(Fault::Kill(role)) => self.start(role),
+            Step::End(Fault::Kill(role)) => self.processes.start(role),
             Step::End(Fault::Postgres) => {}
-            Step::End(Fault::Kafka) => self.services.restart_kafka(),
+            Step::End(Fault::Kafka) => {
+                self.services.restart_kafka();
+                self.processes.start("connector");
+            }
             Step::DropSlot => self.drop_slot(),
             Step::Declare(topology) => {
-                ROLES.iter().for_each(|role| self.kill(role));
+                ROLES.iter().for_each(|role| self.processes.kill(role));
                 self.services.restart_kafka();
-                self.fleet.declare(topology);
+                self.processes.declare(topology);
                 self.operators.declare(topology);
-                ROLES.iter().for_each(|role| self.start(role));
+                ROLES.iter().for_each(|role| self.processes.start(role));
             }
         }
         Ok(())
@@ -229,7 +273,9 @@ impl<'s> Run<'s> {
 
     fn transaction(&mut self, statements: &str) {
         self.transactions += 1;
-        if let Err(error) = self.database.try_sql(statements) {
+        // The open transaction may have locked a row.
+        let statements = format!("SET lock_timeout = '1s'; {statements}");
+        if let Err(error) = self.database.try_sql(&statements) {
             self.rejected += 1;
             let reason = error
                 .as_db_error()
@@ -238,15 +284,14 @@ impl<'s> Run<'s> {
         }
     }
 
-    fn kill(&mut self, role: &str) {
-        if self.fleet.running(role).is_some() {
-            self.fleet.kill(role);
-        }
-    }
-
-    fn start(&mut self, role: &str) {
-        if self.fleet.running(role).is_none() {
-            self.fleet.start(role);
+    /// Executes statements in the open transaction. It is aborted by the first one that fails, or ends with the server.
+    fn in_open_transaction(&mut self, statements: &[String]) {
+        let Some(session) = &self.open else { return };
+        for statement in statements {
+            if let Err(reason) = session.run(statement) {
+                self.log.push(format!("  the open transaction is aborted: {reason}"));
+                return;
+            }
         }
     }
 
@@ -260,7 +305,7 @@ impl<'s> Run<'s> {
     }
 
     fn poll(&mut self) {
-        let edge = self.fleet.edge("edge");
+        let edge = self.processes.edge();
         if self.phone.poll(&edge, 1) == Polled::Later {
             std::thread::park_timeout(Duration::from_millis(200));
         }
@@ -274,7 +319,7 @@ impl<'s> Run<'s> {
             words.push("--yes");
         }
         // Earlier runs have announced their processes on the same brokers.
-        let admin = self.fleet.admin("connector");
+        let admin = self.processes.admin();
         words.extend(["--admin", &admin]);
         let end = Instant::now() + COMMAND_LIMIT;
         loop {
@@ -310,10 +355,8 @@ impl<'s> Run<'s> {
         loop {
             self.poll();
             for role in ROLES {
-                if let Some(status) = self.fleet.ended(role) {
-                    let log = self.fleet.log(role);
-                    let last: Vec<&str> = log.lines().rev().take(5).collect();
-                    return Err(format!("the {role} ended by itself with {status}: {last:#?}"));
+                if let Some((status, log)) = self.processes.ended(role) {
+                    return Err(format!("the {role} ended by itself with {status}: {log}"));
                 }
             }
             let is_late = Instant::now() > end;
@@ -380,7 +423,7 @@ impl<'s> Run<'s> {
 
     /// The report of the connector, from its process.
     fn status(&self) -> Option<Value> {
-        let url = format!("{}/connectors?expand=status", self.fleet.admin("connector"));
+        let url = format!("{}/connectors?expand=status", self.processes.admin());
         let answer: Value = self.client.get(url).bearer_auth(VIEWER).send().ok()?.json().ok()?;
         let report = &answer[CONNECTOR]["status"]["trunkline"];
         report.is_object().then(|| report.clone())
@@ -406,8 +449,8 @@ impl<'s> Run<'s> {
 
     /// A device without a cursor receives the same rows.
     fn compare_new_device(&mut self, schema: &Schema) -> Result<(), String> {
-        let edge = self.fleet.edge("edge");
-        let mut phone = Phone::new("another", &self.fleet.token("x", &[]));
+        let edge = self.processes.edge();
+        let mut phone = Phone::new("another", &self.processes.token());
         let end = Instant::now() + LIMIT;
         loop {
             let polled = phone.poll(&edge, 1);

@@ -129,6 +129,24 @@ pub fn change_key(table: &mut Table, rng: &mut Rng) -> String {
     format!("UPDATE {} SET id = {new}{region} WHERE {}", table.name(), is(table, id))
 }
 
+/// Statements of a transaction that remains open while others continue. Other transactions do not know its new rows, and
+/// wait for the row that it updates.
+pub fn open_transaction(table: &mut Table, rng: &mut Rng) -> Vec<String> {
+    let (name, mut statements) = (table.name(), Vec::new());
+    if table.ids.any(rng).is_some() {
+        statements.push(update(table, rng));
+    }
+    let ids: Vec<i64> = (0..3).map(|_| new_ids(table, 1, rng)).collect();
+    for id in &ids {
+        statements.push(insert_into(table, &name, *id, rng));
+        table.ids.live.remove(id);
+    }
+    let changed = is(table, ids[0]);
+    statements.push(format!("UPDATE {name} SET seq = seq + 1 WHERE {changed}"));
+    statements.push(format!("DELETE FROM {name} WHERE {}", is(table, ids[1])));
+    statements
+}
+
 /// Deletes all rows.
 pub fn truncate(table: &mut Table) -> String {
     table.ids.live.clear();
