@@ -59,6 +59,7 @@ suite! {
             partition_keeps_record_order,
             keys_select_partitions_like_java_client,
             append_returns_offsets,
+            batches_appended_together_have_their_own_results,
             batch_larger_than_queue_is_written,
             producer_flush_returns_offsets,
             record_over_topic_limit_is_rejected,

@@ -157,6 +157,14 @@ impl EventLog for KafkaLog {
         self.producer_client()?.append(records)
     }
 
+    fn append_each(&self, batches: &[OutBatch]) -> Vec<Result<Vec<Produced>>> {
+        match self.producer_client() {
+            Ok(producer) => producer.append_each(batches),
+            // Each batch needs a separate error, and opening the client again fails in the same way.
+            Err(_) => batches.iter().map(|records| self.append(records)).collect(),
+        }
+    }
+
     fn producer(&self) -> Result<Box<dyn Producer>> {
         Ok(Box::new(producer::KafkaProducer::open(&self.config)?))
     }

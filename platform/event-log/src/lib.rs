@@ -128,6 +128,12 @@ pub trait EventLog: Send + Sync {
     /// The error of the first record that was not written. Other records of the batch may have been written.
     fn append(&self, records: &OutBatch) -> Result<Vec<Produced>>;
 
+    /// Appends several batches as [`EventLog::append`] would, and returns their results in the same order. Kafka's backend
+    /// sends all of them before it waits, so that they share requests.
+    fn append_each(&self, batches: &[OutBatch]) -> Vec<Result<Vec<Produced>>> {
+        batches.iter().map(|records| self.append(records)).collect()
+    }
+
     /// Opens an idempotent producer without transactions.
     fn producer(&self) -> Result<Box<dyn Producer>> {
         Err(Error::Rejected {

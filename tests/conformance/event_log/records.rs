@@ -256,6 +256,38 @@ pub fn append_returns_offsets(harness: &Harness) {
     );
 }
 
+/// Batches that are appended together have separate results: the offsets of their records, or their error.
+pub fn batches_appended_together_have_their_own_results(harness: &Harness) {
+    let topic = harness.topic_with(1, |config| config.max_message_bytes = Some(5_000));
+    let at = TopicPartition::new(topic.clone(), 0);
+    let large = "x".repeat(6_000);
+    let texts: [&[&str]; 5] = [&["1", "2"], &[], &["3"], &[&large], &["4"]];
+    let results = harness.log.append_each(&texts.map(|texts| batch(&at, texts)));
+    let ranges: Vec<Option<Vec<(i64, i64)>>> = results
+        .iter()
+        .map(|result| {
+            let produced = result.as_ref().ok()?;
+            Some(produced.iter().map(|p| (p.first_offset, p.next_offset)).collect())
+        })
+        .collect();
+    let expected = [
+        Some(vec![(0, 2)]),
+        Some(vec![]),
+        Some(vec![(2, 3)]),
+        None,
+        Some(vec![(3, 4)]),
+    ];
+    assert_eq!(ranges, expected);
+    assert!(
+        matches!(results[3], Err(Error::TooLarge { limit: 5_000, .. })),
+        "{results:?}"
+    );
+    assert_eq!(
+        harness.all(Isolation::ReadCommitted, &at),
+        seen(&[(0, "1"), (1, "2"), (2, "3"), (3, "4")])
+    );
+}
+
 /// A batch larger than the client's queue waits for space and is written completely.
 pub fn batch_larger_than_queue_is_written(harness: &Harness) {
     let at = harness.partition();

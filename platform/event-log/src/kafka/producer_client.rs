@@ -205,28 +205,46 @@ impl ProducerClient {
 
     /// Appends records and waits until they are durable.
     pub fn append(&self, records: &OutBatch) -> Result<Vec<Produced>> {
+        let results = self.append_each(std::slice::from_ref(records));
+        results.into_iter().next().unwrap_or_else(|| Ok(Vec::new()))
+    }
+
+    /// Appends batches and waits until they are durable. Each batch has its own tag, and therefore its own result.
+    pub fn append_each(&self, batches: &[OutBatch]) -> Vec<Result<Vec<Produced>>> {
         static NEXT_TAG: AtomicUsize = AtomicUsize::new(1);
-        let tag = NEXT_TAG.fetch_add(1, Ordering::Relaxed);
-        self.watch(tag);
-        let sent = self.send(records, tag, self.request_timeout);
-        let written = sent.and_then(|()| {
-            // librdkafka fails the record after `message.timeout.ms`. The addition only guards against a missing report.
-            let end = Instant::now() + self.request_timeout + Duration::from_secs(5);
-            let mut deliveries = self.shared.lock();
-            while done(&deliveries, tag) < records.len() && Instant::now() < end {
-                deliveries = self.shared.wait(deliveries, Duration::from_millis(500));
-            }
-            if done(&deliveries, tag) < records.len() {
-                let reason = self.handle().connectivity().explain("no delivery report");
-                return Err(Error::Unavailable {
-                    attempted: "append".to_owned(),
-                    reason,
-                });
-            }
-            Ok(())
-        });
-        let result = self.collect(tag);
-        written.and(result)
+        // All batches share the time limit, so that many of them do not wait longer than one for a full queue.
+        let sent_by = Instant::now() + self.request_timeout;
+        let send = |records: &OutBatch| {
+            let tag = NEXT_TAG.fetch_add(1, Ordering::Relaxed);
+            self.watch(tag);
+            let left = sent_by.saturating_duration_since(Instant::now());
+            (tag, self.send(records, tag, left))
+        };
+        let sent: Vec<(usize, Result<()>)> = batches.iter().map(send).collect();
+        // librdkafka fails a record after `message.timeout.ms`. The addition only guards against a missing report.
+        let end = Instant::now() + self.request_timeout + Duration::from_secs(5);
+        let finish = |((tag, sent), records): ((usize, Result<()>), &OutBatch)| {
+            let written = sent.and_then(|()| self.wait(tag, records.len(), end));
+            let result = self.collect(tag);
+            written.and(result)
+        };
+        sent.into_iter().zip(batches).map(finish).collect()
+    }
+
+    /// Waits for the delivery reports of all records with a tag.
+    fn wait(&self, tag: usize, count: usize, end: Instant) -> Result<()> {
+        let mut deliveries = self.shared.lock();
+        while done(&deliveries, tag) < count && Instant::now() < end {
+            deliveries = self.shared.wait(deliveries, Duration::from_millis(500));
+        }
+        if done(&deliveries, tag) < count {
+            let reason = self.handle().connectivity().explain("no delivery report");
+            return Err(Error::Unavailable {
+                attempted: "append".to_owned(),
+                reason,
+            });
+        }
+        Ok(())
     }
 
     /// Stops tracking a tag and returns the offsets by partition, or the error of the first record that was not
