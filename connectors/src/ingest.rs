@@ -7,6 +7,7 @@
 
 mod access;
 mod admission;
+mod appender;
 mod config;
 mod counts;
 mod endpoints;
@@ -19,6 +20,7 @@ mod state;
 mod transaction;
 
 pub use access::{Credential, CredentialError};
+pub use appender::Appender;
 pub use config::{Config, ConfigError};
 pub use state::{EventTopic, Ingest};
 

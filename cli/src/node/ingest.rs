@@ -4,7 +4,7 @@ use super::context::Context;
 use super::sources::start_events;
 use crate::backends::Backends;
 use anyhow::{Context as _, Result};
-use connectors::ingest::{Config, EventTopic, Ingest};
+use connectors::ingest::{Appender, Config, EventTopic, Ingest};
 use connectors::sources::http::HttpSourceHandle;
 use event_log::{ErrorAction, SharedEventLog};
 use service::{AttemptError, Drain, RetryPolicy, chain, retry_blocking};
@@ -32,7 +32,7 @@ pub async fn start(
     let events = register.await??;
     let keyed_events = (!events.is_empty()).then(|| start_events(context));
     let router = Ingest {
-        log: context.backends.log.clone(),
+        appender: Appender::start(&context.tasks, context.backends.log.clone()),
         events,
         keyed_events,
         sources,

@@ -1,8 +1,9 @@
 //! Stores events, and deletes rows of views that read an event topic.
 //!
-//! Events of requests without an idempotency key are appended directly. Those with a key are stored by a source, whose
+//! Events of requests without an idempotency key are appended to the topic. Those with a key are stored by a source, whose
 //! position contains the key, so that a repeated request is stored once, also after a crash.
 
+use super::appender::AppendError;
 use super::counts;
 use super::reply::{EVENT_TOO_LARGE, Misfit, outcome, rejected, stored, unavailable};
 use super::request::Post;
@@ -145,13 +146,12 @@ async fn append(ingest: &Ingest, post: &Post, batch: Batch) -> Result<Response, 
         }
         return Ok(outcome(posted, items)?);
     }
-    let log = ingest.log.clone();
-    let appended = tokio::task::spawn_blocking(move || log.append(&records)).await;
-    let produced = match appended {
-        Ok(Ok(produced)) => produced,
-        Ok(Err(event_log::Error::TooLarge { bytes, limit, .. })) => return Err(too_large(bytes, limit)),
-        Ok(Err(error)) => return Err(unavailable(&service::chain(&error))),
-        Err(error) => return Err(unavailable(&error.to_string())),
+    let produced = match ingest.appender.append(records, post.permit.clone()).await {
+        Ok(produced) => produced,
+        Err(AppendError::Log(event_log::Error::TooLarge { bytes, limit, .. })) => {
+            return Err(too_large(bytes, limit));
+        }
+        Err(error) => return Err(unavailable(&service::chain(&error))),
     };
     counts::stored(&post.credential, &post.topic, count, bytes);
     let at: Vec<Value> = produced

@@ -29,10 +29,9 @@ pub(super) async fn records(
     request: Request,
 ) -> Result<Response, Problem> {
     let Query(query) = query.map_err(|rejected| BAD_REQUEST.detail(rejected.body_text()))?;
-    // Held until the response, because the records of the request are in memory until then.
-    let _permit = shared.admission.admit(request.headers())?;
+    let permit = shared.admission.admit(request.headers())?;
     let ingest = &shared.ingest;
-    let post = read(ingest.config.body_bytes_max, backend, topic, request).await?;
+    let post = read(ingest.config.body_bytes_max, backend, topic, request, permit).await?;
     if let Some(event) = ingest.event(&post.topic) {
         return events::store(ingest, event, &post, query.partial).await;
     }
@@ -49,9 +48,9 @@ pub(super) async fn deletions(
     Path(topic): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let _permit = shared.admission.admit(request.headers())?;
+    let permit = shared.admission.admit(request.headers())?;
     let ingest = &shared.ingest;
-    let post = read(ingest.config.body_bytes_max, backend, topic, request).await?;
+    let post = read(ingest.config.body_bytes_max, backend, topic, request, permit).await?;
     if let Some(event) = ingest.event(&post.topic) {
         return events::delete(ingest, event, &post).await;
     }

@@ -13,6 +13,8 @@ use service::Problem;
 use service::listener::is_body_timeout;
 use service::problem::{BAD_REQUEST, BODY_TIMEOUT, BODY_TOO_LARGE, FORBIDDEN};
 use service::trace::{PARENT, Parent};
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// A request after the checks that do not depend on the topic.
 pub(super) struct Post {
@@ -25,6 +27,8 @@ pub(super) struct Post {
     pub(super) key: Option<IdempotencyKey>,
     /// The request's `traceparent` if it is valid; it becomes a header of the records.
     pub(super) trace: Option<String>,
+    /// Admission of the request. It is kept while the content of the request is in memory.
+    pub(super) permit: Arc<OwnedSemaphorePermit>,
 }
 
 /// The values of a body.
@@ -92,6 +96,7 @@ pub(super) async fn read(
     backend: Backend,
     topic: String,
     request: Request,
+    permit: OwnedSemaphorePermit,
 ) -> Result<Post, Problem> {
     let Backend { name, topics } = backend;
     if !topics.iter().any(|t| t == "*" || *t == topic) {
@@ -116,6 +121,7 @@ pub(super) async fn read(
         is_lines: is_lines.iter().any(|lines| media_type.eq_ignore_ascii_case(lines)),
         key: IdempotencyKey::of(&headers)?,
         trace: trace_of(&headers),
+        permit: Arc::new(permit),
     })
 }
 

@@ -1,9 +1,9 @@
 //! The state of the listener.
 
 use super::admission::Admission;
+use super::appender::Appender;
 use super::config::Config;
 use crate::sources::http::HttpSourceHandle;
-use event_log::SharedEventLog;
 use schemas::ids::SchemaId;
 use schemas::schema::Schema;
 use std::collections::BTreeMap;
@@ -28,8 +28,8 @@ pub struct EventTopic {
 
 /// The state of the listener.
 pub struct Ingest {
-    /// The log, for events.
-    pub log: SharedEventLog,
+    /// Stores events of requests without an idempotency key.
+    pub appender: Appender,
     /// Event topics.
     pub events: Vec<EventTopic>,
     /// Stores events of requests with an idempotency key; `None` if there are no event topics.

@@ -10,7 +10,7 @@ use schemas::codec::UnknownFields;
 use schemas::ids::SchemaId;
 use schemas::schema::Schema;
 use serde_json::Value;
-use service::Secret;
+use service::{Secret, Tasks};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tower::ServiceExt as _;
@@ -54,7 +54,7 @@ impl Harness {
         config.unknown_fields = unknown_fields;
         config.body_bytes_max = 4_000;
         let ingest = Ingest {
-            log: log.clone(),
+            appender: Appender::start(&Tasks::new(), log.clone()),
             events: vec![event],
             keyed_events: None,
             sources: BTreeMap::new(),
