@@ -14,14 +14,16 @@ mod endpoints;
 mod events;
 mod idempotency;
 mod post;
+mod rate_limit;
 mod reply;
 mod request;
 mod state;
 mod transaction;
 
-pub use access::{Credential, CredentialError};
+pub use access::{Credential, CredentialError, Credentials};
 pub use appender::Appender;
 pub use config::{Config, ConfigError};
+pub use rate_limit::Rate;
 pub use state::{EventTopic, Ingest};
 
 use admission::Admission;
@@ -45,7 +47,7 @@ impl Ingest {
     }
 
     fn routes(self) -> Routes {
-        let credentials: Arc<[Credential]> = self.config.credentials.clone().into();
+        let credentials = Arc::clone(&self.credentials);
         let limit = self.config.body_bytes_max;
         let state = Shared {
             admission: Admission::new(self.config.waiting_bytes_max, limit),

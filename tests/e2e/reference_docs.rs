@@ -37,6 +37,11 @@ const CONFIGURATION: [(&str, &str, &str); 16] = [
         "connectors/src/ingest/access.rs",
         "Credential",
     ),
+    (
+        "[ingest.credentials.rate]",
+        "connectors/src/ingest/rate_limit.rs",
+        "Rate",
+    ),
     ("[edge]", "edge/src/config.rs", "Config"),
     ("[[edge.cursor_keys]]", "edge/src/config.rs", "CursorKeyConfig"),
     ("[edge.store]", "edge/src/config.rs", "StoreConfig"),

@@ -192,12 +192,7 @@ fn plan(dev: &args::Dev, topology: Topology, key: &DevKey, ingest_token: &str) -
         store: edge_store,
         ..edge::Config::default()
     };
-    let credential = Credential {
-        name: "dev".into(),
-        token: Some(Secret::new(ingest_token.to_owned())),
-        certificate: None,
-        topics: vec!["*".into()],
-    };
+    let credential = Credential::with_token("dev", Secret::new(ingest_token.to_owned()), vec!["*".into()]);
     let ingest = ingest::Config::on(loopback(dev.ingest_port), vec![credential]);
     Ok(Plan {
         name: "dev".into(),

@@ -24,6 +24,7 @@ pub async fn start(
     config: Config,
     sources: BTreeMap<String, HttpSourceHandle>,
 ) -> Result<SocketAddr> {
+    let credentials = config.load_credentials()?;
     let listener = config.bind()?;
     let address = listener.address();
     let (backends, events, names) = (context.backends.clone(), topology.events.clone(), context.names.clone());
@@ -36,9 +37,11 @@ pub async fn start(
         events,
         keyed_events,
         sources,
+        credentials: credentials.clone(),
         config,
     }
     .router();
+    credentials.follow_files(&context.tasks);
     listener.serve(&context.tasks, router);
     Ok(address)
 }

@@ -1,10 +1,11 @@
 //! Configuration of the listener.
 
-use super::access::{Credential, CredentialError};
+use super::access::{Credential, CredentialError, Credentials};
 use schemas::codec::UnknownFields;
 use serde::Deserialize;
 use service::listener::{Error as ListenerError, Exposure, Listener, TlsConfig};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// The listener for backends (process configuration).
 #[derive(Debug, Clone, Deserialize)]
@@ -42,19 +43,25 @@ pub enum ConfigError {
     /// The listener cannot be bound, or is not protected.
     #[error(transparent)]
     Listener(#[from] ListenerError),
-    /// A credential cannot be used.
-    #[error(transparent)]
-    Credential(#[from] CredentialError),
     /// No connection would be accepted.
     #[error("ingest.connections_max is 0; it must be at least 1")]
     NoConnections,
 }
 
 impl Config {
-    /// Checks the credentials and binds the listener.
+    /// Checks the credentials and reads their files.
     ///
     /// # Errors
-    /// Names the credential or the address that cannot be used.
+    /// Names the credential that cannot be used.
+    pub fn load_credentials(&self) -> Result<Arc<Credentials>, CredentialError> {
+        let has_client_ca = self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        Credentials::load(&self.credentials, has_client_ca).map(Arc::new)
+    }
+
+    /// Binds the listener.
+    ///
+    /// # Errors
+    /// Names the address that cannot be used.
     pub fn bind(&self) -> Result<Listener, ConfigError> {
         let exposure = Exposure {
             key: "ingest",
@@ -67,10 +74,6 @@ impl Config {
         exposure.check()?;
         if self.connections_max == 0 {
             return Err(ConfigError::NoConnections);
-        }
-        let has_client_ca = self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-        for credential in &self.credentials {
-            credential.check(has_client_ca)?;
         }
         let limits = service::listener::Limits {
             connections: self.connections_max,

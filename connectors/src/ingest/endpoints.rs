@@ -24,12 +24,12 @@ pub(super) const POST: Endpoint = Endpoint::post(PATH, Access::Credential)
     .query(PARTIAL)
     .body("Items")
     .answers(ANSWERS)
-    .errors(&[400, 403, 404, 408, 413, 422, 503]);
+    .errors(&[400, 403, 404, 408, 413, 422, 429, 503]);
 pub(super) const DELETE: Endpoint = Endpoint::post(DELETIONS, Access::Credential)
     .summary("Delete rows of views that read an event topic")
     .body("Keys")
     .answers(STORED)
-    .errors(&[400, 403, 404, 408, 413, 422, 503]);
+    .errors(&[400, 403, 404, 408, 413, 422, 429, 503]);
 
 /// JSON schema of a receipt.
 pub(super) fn stored_schema() -> Value {

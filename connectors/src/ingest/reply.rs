@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use service::Problem;
 use service::problem::Kind;
+use std::time::Duration;
 
 /// Response header that marks the repeated response of an earlier request with the same `Idempotency-Key`.
 const REPLAYED: &str = "idempotent-replayed";
@@ -33,9 +34,24 @@ const LOG_UNAVAILABLE: Kind = Kind::new(
     StatusCode::SERVICE_UNAVAILABLE,
     "The log is not available",
 );
+const RATE_LIMITED: Kind = Kind::new(
+    "rate-limited",
+    StatusCode::TOO_MANY_REQUESTS,
+    "The credential exceeds its rate",
+);
 
 pub(super) fn unavailable(why: &str) -> Problem {
     LOG_UNAVAILABLE.detail(why).retry_after(RETRY_AFTER_S)
+}
+
+/// The problem for a credential that exceeds its rate.
+pub(super) fn rate_limited(credential: &str, wait: Duration) -> Problem {
+    let seconds = u32::try_from(wait.as_millis().div_ceil(1_000)).unwrap_or(u32::MAX);
+    let detail = format!(
+        "credential `{credential}` sends more requests than its rate allows; send several events in a request, or raise \
+         `rate` in [[ingest.credentials]]"
+    );
+    RATE_LIMITED.detail(detail).retry_after(seconds.max(1))
 }
 
 /// A part of the body that does not match the schema.

@@ -1,5 +1,6 @@
 //! The state of the listener.
 
+use super::access::Credentials;
 use super::admission::Admission;
 use super::appender::Appender;
 use super::config::Config;
@@ -36,6 +37,8 @@ pub struct Ingest {
     pub keyed_events: Option<HttpSourceHandle>,
     /// HTTP sources by their topics as named in the URL: `change.<source>`.
     pub sources: BTreeMap<String, HttpSourceHandle>,
+    /// The credentials of the configuration.
+    pub credentials: Arc<Credentials>,
     /// Configuration.
     pub config: Config,
 }

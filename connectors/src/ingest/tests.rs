@@ -24,6 +24,10 @@ struct Harness {
 
 impl Harness {
     fn new(unknown_fields: UnknownFields) -> Harness {
+        Self::with_rate(unknown_fields, None)
+    }
+
+    fn with_rate(unknown_fields: UnknownFields, rate: Option<Rate>) -> Harness {
         let mut config = LogConfig::new(None, Arc::new(|| 1_732_390_000_000));
         config.clean_every = None;
         let log = EmbeddedLog::open(config).unwrap();
@@ -44,11 +48,10 @@ impl Harness {
             key: vec![0],
             record_bytes_max: 1_000,
         };
+        let topics = vec!["event.viewed".to_owned(), "event.other".to_owned()];
         let credential = Credential {
-            name: "till".to_owned(),
-            token: Some(Secret::new("secret")),
-            certificate: None,
-            topics: vec!["event.viewed".to_owned(), "event.other".to_owned()],
+            rate,
+            ..Credential::with_token("till", Secret::new("secret"), topics)
         };
         let mut config = Config::on("127.0.0.1:0".parse().unwrap(), vec![credential]);
         config.unknown_fields = unknown_fields;
@@ -58,6 +61,7 @@ impl Harness {
             events: vec![event],
             keyed_events: None,
             sources: BTreeMap::new(),
+            credentials: config.load_credentials().unwrap(),
             config,
         };
         let router = ingest.router();
@@ -233,6 +237,40 @@ fn statuses_of_rejections_are_documented() {
             let put = Request::put(path).body(Body::empty()).unwrap();
             assert_eq!(shop.send(put).await.1["type"], "/problems/method-not-allowed", "{path}");
         }
+    });
+}
+
+#[test]
+fn requests_beyond_the_rate_are_answered_with_429() {
+    run(async {
+        let rate = serde_json::from_value(json!({ "requests_per_s": 1, "burst": 2 })).unwrap();
+        let shop = Harness::with_rate(UnknownFields::Reject, Some(rate));
+        tokio::time::pause();
+        for id in [1, 2] {
+            assert_eq!(shop.json("event.viewed", &format!(r#"{{"id":{id}}}"#)).await.0, 200);
+        }
+        let request = Request::post("/v1/ingest/event.viewed").header("authorization", "Bearer secret");
+        let response = shop.router.clone().oneshot(request.body(Body::empty()).unwrap());
+        let response = response.await.unwrap();
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["retry-after"]),
+            (429, &"1".parse().unwrap())
+        );
+        assert!(
+            POST.statuses()
+                .chain(DELETE.statuses())
+                .filter(|status| *status == 429)
+                .count()
+                == 2
+        );
+        let (_, problem) = shop.json("event.viewed/deletions", "[]").await;
+        assert_eq!(problem["type"], "/problems/rate-limited");
+        // A request without a valid token does not use the rate.
+        let anonymous = Request::post("/v1/ingest/event.viewed").body(Body::empty()).unwrap();
+        assert_eq!(shop.send(anonymous).await.0, 401);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(shop.json("event.viewed", r#"{"id":3}"#).await.0, 200);
+        assert_eq!(shop.stored().len(), 3);
     });
 }
 

@@ -3,13 +3,16 @@
 //! A token is configured as a secret, or in a file with one token per line, which is read again when it changes. To
 //! rotate a token, add the new token, change the clients, then remove the old token. Only digests are kept in memory.
 
-use crate::{BoxError, Secret};
+use crate::{BoxError, Drain, Secret, chain};
 use arc_swap::ArcSwap;
 use aws_lc_rs::{constant_time, digest};
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+/// How often token files are read.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 /// Prefix of a token that is configured as its SHA-256 digest in hexadecimal digits.
 const DIGEST_PREFIX: &str = "sha256:";
 /// Shorter tokens could be guessed. 16 random bytes in base64 have 22 characters.
@@ -82,6 +85,77 @@ pub struct Caller {
     pub role: Role,
 }
 
+/// SHA-256 of a token.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TokenDigest(Vec<u8>);
+
+impl TokenDigest {
+    /// The digest of a token that a client sent.
+    pub fn of(token: &str) -> Self {
+        Self(digest::digest(&digest::SHA256, token.as_bytes()).as_ref().to_vec())
+    }
+
+    /// Reads tokens, one per line, each as text or as `sha256:` and its digest. Lines that begin with `#` are comments.
+    ///
+    /// # Errors
+    /// Cause and fix. The text contains no token.
+    pub fn parse_lines(text: &str) -> Result<Vec<Self>, String> {
+        let lines = text.lines().map(str::trim);
+        let tokens = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let digests: Vec<Self> = tokens.map(Self::parse).collect::<Result<_, _>>()?;
+        if digests.is_empty() {
+            return Err("it is empty".to_owned());
+        }
+        Ok(digests)
+    }
+
+    fn parse(token: &str) -> Result<Self, String> {
+        match token.strip_prefix(DIGEST_PREFIX) {
+            Some(digits) => from_hex(digits)
+                .map(Self)
+                .ok_or_else(|| "sha256: must be followed by 64 hexadecimal digits".to_owned()),
+            None if token.len() < LENGTH_MIN => Err(format!(
+                "it is shorter than {LENGTH_MIN} characters; generate one: openssl rand -hex 32"
+            )),
+            None => Ok(Self::of(token)),
+        }
+    }
+
+    /// Compares in constant time.
+    pub fn is_same(&self, other: &Self) -> bool {
+        constant_time::verify_slices_are_equal(&self.0, &other.0).is_ok()
+    }
+}
+
+/// Calls `reload` at an interval until the drain. It returns whether the tokens of the listener changed. Logs a failure
+/// once, and again only if the failure changes.
+pub async fn reload_tokens<E>(
+    listener: &'static str,
+    drain: Drain,
+    reload: impl Fn() -> Result<bool, E> + Clone + Send + 'static,
+) where
+    E: std::error::Error + Send + 'static,
+{
+    let mut failure = None;
+    while drain.sleep(RELOAD_INTERVAL).await {
+        let Ok(result) = tokio::task::spawn_blocking(reload.clone()).await else {
+            continue;
+        };
+        let now = match result {
+            Ok(true) => {
+                tracing::info!(target: "audit", listener, "tokens reloaded");
+                None
+            }
+            Ok(false) => None,
+            Err(error) => Some(chain(&error)),
+        };
+        if let Some(cause) = now.as_ref().filter(|_| now != failure) {
+            tracing::warn!(listener, %cause, "tokens not reloaded, the previous ones stay valid");
+        }
+        failure = now;
+    }
+}
+
 /// Compares texts in constant time, so that the duration does not reveal the position of a difference between secrets.
 pub fn equal_in_constant_time(a: &str, b: &str) -> bool {
     constant_time::verify_slices_are_equal(a.as_bytes(), b.as_bytes()).is_ok()
@@ -96,7 +170,7 @@ pub struct Tokens {
 
 #[derive(Clone, PartialEq, Eq)]
 struct Entry {
-    digest: Vec<u8>,
+    digest: TokenDigest,
     caller: Caller,
 }
 
@@ -148,9 +222,9 @@ impl Tokens {
     /// Returns the client with this token. Always compares the digest with those of all tokens, so that the duration
     /// reveals nothing about them.
     pub fn find(&self, token: &str) -> Option<Caller> {
-        let digest = digest::digest(&digest::SHA256, token.as_bytes());
+        let digest = TokenDigest::of(token);
         let entries = self.current.load();
-        let is_same = |entry: &&Entry| constant_time::verify_slices_are_equal(&entry.digest, digest.as_ref()).is_ok();
+        let is_same = |entry: &&Entry| entry.digest.is_same(&digest);
         // `find` is not used, because it ends at the first match. If a token has two roles, the greater one applies.
         let found = entries
             .iter()
@@ -177,33 +251,15 @@ impl TokenConfig {
                 .map_err(|source| self.error(format!("cannot read {}", file.display()), Some(source.into())))?,
             _ => return Err(self.error("set exactly one of token and file", None)),
         };
-        let lines = text.lines().map(str::trim);
-        let tokens = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let entries: Vec<Entry> = tokens.map(|token| self.entry(token)).collect::<Result<_, _>>()?;
-        if entries.is_empty() {
-            return Err(self.error("it is empty", None));
-        }
-        Ok(entries)
-    }
-
-    fn entry(&self, token: &str) -> Result<Entry, TokenError> {
-        let digest = match token.strip_prefix(DIGEST_PREFIX) {
-            Some(digits) => {
-                from_hex(digits).ok_or_else(|| self.error("sha256: must be followed by 64 hexadecimal digits", None))?
-            }
-            None if token.len() < LENGTH_MIN => {
-                let problem = format!("it is shorter than {LENGTH_MIN} characters; generate one: openssl rand -hex 32");
-                return Err(self.error(problem, None));
-            }
-            None => digest::digest(&digest::SHA256, token.as_bytes()).as_ref().to_vec(),
-        };
-        Ok(Entry {
+        let digests = TokenDigest::parse_lines(&text).map_err(|problem| self.error(problem, None))?;
+        let entry = |digest| Entry {
             digest,
             caller: Caller {
                 name: self.name.as_str().into(),
                 role: self.role,
             },
-        })
+        };
+        Ok(digests.into_iter().map(entry).collect())
     }
 }
 

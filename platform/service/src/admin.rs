@@ -9,12 +9,12 @@ pub mod routes;
 
 pub use routes::{Access, Endpoint, Parameter, Routes, Success};
 
-use crate::access::{Caller, Role, TokenConfig, TokenError, Tokens};
+use crate::access::{self, Caller, Role, TokenConfig, TokenError, Tokens};
 use crate::listener::{self, Exposure, Limits, Listener, TlsConfig};
 use crate::openapi::Api;
 use crate::readiness::{Report, State};
 use crate::telemetry::Metrics;
-use crate::{Drain, Readiness, Tasks, chain};
+use crate::{Drain, Readiness, Tasks};
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -30,8 +30,6 @@ const READY: &[Success] = &[
     Success::json(503, "Not ready", "Readiness"),
 ];
 const METRICS: &[Success] = &[Success::text(200, "The metrics", "text/plain")];
-/// Interval at which the files with tokens are read again.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Configuration of the admin listener.
 #[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
@@ -157,7 +155,9 @@ impl Admin {
             .limits(limits);
         let address = listener.address();
         if tokens.has_files() {
-            tasks.spawn("admin-tokens", reload(Arc::clone(&tokens), tasks.drain()));
+            let reloaded = Arc::clone(&tokens);
+            let reload = access::reload_tokens("admin", tasks.drain(), move || reloaded.reload());
+            tasks.spawn("admin-tokens", reload);
         }
         listener.serve(tasks, self.all_routes(more).protected(tokens));
         Ok(address)
@@ -196,29 +196,6 @@ fn readiness_schema() -> serde_json::Value {
             "components": { "type": "array", "items": component, "description": "Only with the role viewer" },
         },
     })
-}
-
-/// Reads the token files at an interval until the drain. Logs a failure once, and again only if the failure changes.
-async fn reload(tokens: Arc<Tokens>, drain: Drain) {
-    let mut failure = None;
-    while drain.sleep(RELOAD_INTERVAL).await {
-        let shared = Arc::clone(&tokens);
-        let Ok(result) = tokio::task::spawn_blocking(move || shared.reload()).await else {
-            continue;
-        };
-        let now = match result {
-            Ok(true) => {
-                tracing::info!("admin tokens reloaded");
-                None
-            }
-            Ok(false) => None,
-            Err(error) => Some(chain(&error)),
-        };
-        if let Some(cause) = now.as_ref().filter(|_| now != failure) {
-            tracing::warn!(%cause, "admin tokens not reloaded, the previous ones stay valid");
-        }
-        failure = now;
-    }
 }
 
 /// Probes without a token see only the status, because causes contain addresses and names.
