@@ -271,3 +271,61 @@ fn deleted_event_rows_disappear_from_devices() {
         assert_eq!(document["openapi"], "3.1.0", "{listener}");
     }
 }
+
+const STOCK: &str = r#"
+name = "stock"
+
+[[connector]]
+name = "shop"
+kind = "http"
+
+[[table]]
+source = "shop"
+name = "items"
+key = ["id"]
+columns = { id = "int8" }
+
+[[bucket]]
+name = "all"
+
+[[view]]
+name = "items"
+from = "shop.items"
+bucket = "all"
+
+[[membership]]
+bucket = "all"
+
+[[node]]
+name = "one"
+runs = ["ingest", "connector:shop", "processor:sync-views", "edge"]
+"#;
+
+#[test]
+fn truncated_table_has_only_the_rows_that_follow() {
+    let backend = Backend::with(STOCK);
+    let put = |id: i64| json!({ "table": "items", "op": "put", "row": { "id": id } });
+    let post = |changes: &[Value]| backend.post("change.shop", &[], &json!({ "changes": changes }).to_string());
+    assert_eq!(post(&[put(1), put(2), put(3)]).status, 200);
+    let mut phone = Phone::new("phone", &backend.dev.token("1", &[]));
+    let edge = backend.dev.url("edge");
+    let mut rows = |count: usize| {
+        wait_for("the rows of the device", LIMIT, || {
+            phone.poll(&edge, 1);
+            (phone.view("items").count() == count).then_some(())
+        });
+    };
+    rows(3);
+    let truncate = json!({ "table": "items", "op": "truncate" });
+    for more in [json!({ "row": { "id": 1 } }), json!({ "key": { "id": 1 } })] {
+        let mut wrong = truncate.clone();
+        wrong.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let rejected = post(&[wrong]);
+        assert_eq!(
+            (rejected.status, &rejected.body["type"]),
+            (400, &json!("/problems/schema"))
+        );
+    }
+    assert_eq!(post(&[truncate, put(4)]).status, 200);
+    rows(1);
+}

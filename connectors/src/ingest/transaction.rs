@@ -12,6 +12,7 @@ use service::Problem;
 
 /// What a misfit outside a table belongs to.
 const WHAT: &str = "the transaction";
+const NO_ROW: &str = "a truncate removes all rows of its table, so it has neither row nor key";
 const SHAPE: &str =
     r#"{"changes":[{"table":"orders","op":"put","row":{…}},{"table":"orders","op":"delete","key":{…}}]}"#;
 
@@ -89,6 +90,16 @@ fn change(tables: &[Table], text: &RawValue, at: &str, unknown: UnknownFields) -
             let key = key.unwrap_or(RawValue::NULL);
             table.delete(key).map_err(|mismatch| below("key", &mismatch))
         }
-        _ => Err(Misfit::new(&format!("{at}.op"), "expected \"put\" or \"delete\"", WHAT)),
+        // A row or a key is rejected, because a misunderstood request would remove all rows.
+        "truncate" => match (row, key) {
+            (None, None) => Ok(table.truncate()),
+            (Some(_), _) => Err(Misfit::new(&format!("{at}.row"), NO_ROW, WHAT)),
+            (None, Some(_)) => Err(Misfit::new(&format!("{at}.key"), NO_ROW, WHAT)),
+        },
+        _ => Err(Misfit::new(
+            &format!("{at}.op"),
+            "expected \"put\", \"delete\" or \"truncate\"",
+            WHAT,
+        )),
     }
 }

@@ -96,6 +96,17 @@ impl Table {
         })
     }
 
+    /// The removal of all rows of the table, in the form of a TRUNCATE of a database.
+    pub fn truncate(&self) -> Change {
+        let mut key = Vec::new();
+        KeyWriter::new(&mut key).str(&self.name).finish();
+        Change {
+            table: self.name.clone(),
+            key,
+            value: None,
+        }
+    }
+
     fn key_of<'a>(&self, value: impl Fn(usize) -> Option<Datum<'a>>) -> Vec<u8> {
         let mut out = Vec::new();
         let mut key = KeyWriter::new(&mut out).str(&self.name);

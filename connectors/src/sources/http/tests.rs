@@ -277,6 +277,29 @@ fn events_with_one_key_are_stored_once() {
 }
 
 #[test]
+fn truncate_is_a_record_of_the_table() {
+    run(async {
+        let mut shop = Harness::open(None).await;
+        let tables = shop.handle.tables().unwrap();
+        let row = serde_json::value::to_raw_value(&json!({ "id": 7 })).unwrap();
+        let changes = vec![
+            tables[0].truncate(),
+            tables[0].put(&row, UnknownFields::Reject).unwrap(),
+        ];
+        let handle = shop.handle.clone();
+        let mut post = Box::pin(handle.post(changes, None, None));
+        assert!(poll!(post.as_mut()).is_pending());
+        shop.next().await;
+        let records = shop.batch.records.iter();
+        let keys: Vec<_> = records
+            .map(|(record, _)| (record.key.map(<[u8]>::to_vec), record.value.is_some()))
+            .collect();
+        let key = |text: &str| Some(text.as_bytes().to_vec());
+        assert_eq!(keys, [(key(r#"["orders"]"#), false), (key(r#"["orders",7]"#), true)]);
+    });
+}
+
+#[test]
 fn format_1_is_read_and_newer_ones_are_rejected() {
     let old = Position::from_json(r#"{"v":1,"epoch":2,"pos":7,"recent":["k"]}"#, None).unwrap();
     assert_eq!(old.to_json(), r#"{"v":2,"epoch":2,"pos":7,"recent":[]}"#);
