@@ -12,7 +12,7 @@ mod wire;
 
 pub use wire::CONTENT_TYPE;
 
-use crate::SharedRegistry;
+use crate::{Level, Mode, SharedRegistry};
 use axum::Router;
 use axum::http::StatusCode;
 use endpoints::{
@@ -170,12 +170,12 @@ fn of_levels(registry: &SharedRegistry) -> Routes {
     Routes::new()
         .route(
             get("/config", "Get the global compatibility level").answers(LEVEL),
-            settings::global_level,
+            settings::global::<Level>,
             shared(),
         )
         .route(
             put("/config", "Set the global compatibility level", body).answers(ANY),
-            settings::set_global_level,
+            settings::set_global::<Level>,
             shared(),
         )
         .route(
@@ -187,17 +187,17 @@ fn of_levels(registry: &SharedRegistry) -> Routes {
             get(CONFIG, "Get the compatibility level of a subject")
                 .query(DEFAULT)
                 .answers(LEVEL),
-            settings::level,
+            settings::of_subject::<Level>,
             shared(),
         )
         .route(
             put(CONFIG, "Set the compatibility level of a subject", body).answers(ANY),
-            settings::set_level,
+            settings::set::<Level>,
             shared(),
         )
         .route(
             delete(CONFIG, "Remove the compatibility level of a subject").answers(LEVEL),
-            settings::remove_level,
+            settings::remove::<Level>,
             shared(),
         )
         .route(
@@ -227,27 +227,27 @@ fn of_modes(registry: &SharedRegistry) -> Routes {
     Routes::new()
         .route(
             get("/mode", "Get the global mode").answers(MODES),
-            settings::global_mode,
+            settings::global::<Mode>,
             shared(),
         )
         .route(
             put("/mode", "Set the global mode", "Mode").answers(MODES),
-            settings::set_global_mode,
+            settings::set_global::<Mode>,
             shared(),
         )
         .route(
             get(MODE, "Get the mode of a subject").query(DEFAULT).answers(MODES),
-            settings::mode,
+            settings::of_subject::<Mode>,
             shared(),
         )
         .route(
             put(MODE, "Set the mode of a subject", "Mode").answers(MODES),
-            settings::set_mode,
+            settings::set::<Mode>,
             shared(),
         )
         .route(
             delete(MODE, "Remove the mode of a subject").answers(MODES),
-            settings::remove_mode,
+            settings::remove::<Mode>,
             shared(),
         )
 }

@@ -4,113 +4,135 @@ use super::wire::{Body, Parameters, blocking, version_of};
 use crate::{Error, Level, Mode, Result, SharedRegistry, Version};
 use axum::extract::{Path, State};
 use axum::response::Response;
-use serde::Deserialize;
 use serde_json::{Value, json};
+use std::str::FromStr;
 
 type Shared = State<SharedRegistry>;
 
-#[derive(Deserialize)]
-struct LevelBody {
-    compatibility: String,
+/// A setting of the registry that a subject can override.
+pub(super) trait Setting: FromStr<Err = Error> + Default + Copy + Send + 'static {
+    /// Its name in a request, and in the response to a change.
+    const REQUEST: &'static str;
+    /// Its name in other responses.
+    const RESPONSE: &'static str;
+
+    fn name(self) -> &'static str;
+    fn read(registry: &SharedRegistry, subject: Option<&str>) -> Result<Option<Self>>;
+    fn write(self, registry: &SharedRegistry, subject: Option<&str>) -> Result<()>;
+    fn remove(registry: &SharedRegistry, subject: &str) -> Result<Self>;
+    /// The error of a subject without this setting.
+    fn not_set(subject: String) -> Error;
+    /// The error of a request without this setting.
+    fn invalid(found: String) -> Error;
 }
 
-fn level_in(body: &Body) -> Result<Level> {
-    let body: LevelBody = serde_json::from_slice(body.bytes()).map_err(|_| Error::InvalidLevel {
-        level: "(no \"compatibility\")".to_owned(),
-    })?;
-    body.compatibility.parse()
+impl Setting for Level {
+    const REQUEST: &'static str = "compatibility";
+    const RESPONSE: &'static str = "compatibilityLevel";
+
+    fn name(self) -> &'static str {
+        Level::name(self)
+    }
+
+    fn read(registry: &SharedRegistry, subject: Option<&str>) -> Result<Option<Self>> {
+        registry.level(subject)
+    }
+
+    fn write(self, registry: &SharedRegistry, subject: Option<&str>) -> Result<()> {
+        registry.set_level(subject, self)
+    }
+
+    fn remove(registry: &SharedRegistry, subject: &str) -> Result<Self> {
+        registry.remove_level(Some(subject))
+    }
+
+    fn not_set(subject: String) -> Error {
+        Error::NoLevel { subject }
+    }
+
+    fn invalid(level: String) -> Error {
+        Error::InvalidLevel { level }
+    }
 }
 
-pub(super) async fn global_level(State(registry): Shared) -> Response {
-    blocking(move || Ok(json!({"compatibilityLevel": registry.level(None)?.unwrap_or_default().name()}))).await
+impl Setting for Mode {
+    const REQUEST: &'static str = "mode";
+    const RESPONSE: &'static str = "mode";
+
+    fn name(self) -> &'static str {
+        Mode::name(self)
+    }
+
+    fn read(registry: &SharedRegistry, subject: Option<&str>) -> Result<Option<Self>> {
+        registry.mode(subject)
+    }
+
+    fn write(self, registry: &SharedRegistry, subject: Option<&str>) -> Result<()> {
+        registry.set_mode(subject, self)
+    }
+
+    fn remove(registry: &SharedRegistry, subject: &str) -> Result<Self> {
+        registry.remove_mode(subject)
+    }
+
+    fn not_set(subject: String) -> Error {
+        Error::NoMode { subject }
+    }
+
+    fn invalid(mode: String) -> Error {
+        Error::InvalidMode { mode }
+    }
 }
 
-pub(super) async fn level(State(registry): Shared, Path(subject): Path<String>, parameters: Parameters) -> Response {
+/// The setting in the body of a request.
+fn setting_in<S: Setting>(body: &Body) -> Result<S> {
+    let parsed: Option<Value> = serde_json::from_slice(body.bytes()).ok();
+    let text = parsed.as_ref().and_then(|body| body.get(S::REQUEST)?.as_str());
+    let text = text.ok_or_else(|| S::invalid(format!("(no {:?})", S::REQUEST)))?;
+    text.parse()
+}
+
+pub(super) async fn global<S: Setting>(State(registry): Shared) -> Response {
+    blocking(move || Ok(json!({(S::RESPONSE): S::read(&registry, None)?.unwrap_or_default().name()}))).await
+}
+
+pub(super) async fn of_subject<S: Setting>(
+    State(registry): Shared,
+    Path(subject): Path<String>,
+    parameters: Parameters,
+) -> Response {
     blocking(move || {
-        let mut level = registry.level(Some(&subject))?;
-        if level.is_none() && parameters.default_to_global {
-            level = registry.level(None)?;
+        let mut setting = S::read(&registry, Some(&subject))?;
+        if setting.is_none() && parameters.default_to_global {
+            setting = S::read(&registry, None)?;
         }
-        let level = level.ok_or(Error::NoLevel { subject })?;
-        Ok(json!({"compatibilityLevel": level.name()}))
+        let setting = setting.ok_or_else(|| S::not_set(subject))?;
+        Ok(json!({(S::RESPONSE): setting.name()}))
     })
     .await
 }
 
-pub(super) async fn set_global_level(State(registry): Shared, body: Body) -> Response {
-    blocking(move || {
-        let level = level_in(&body)?;
-        registry.set_level(None, level)?;
-        Ok(json!({"compatibility": level.name()}))
-    })
-    .await
+pub(super) async fn set_global<S: Setting>(State(registry): Shared, body: Body) -> Response {
+    blocking(move || set_in::<S>(&registry, None, &body)).await
 }
 
-pub(super) async fn set_level(State(registry): Shared, Path(subject): Path<String>, body: Body) -> Response {
-    blocking(move || {
-        let level = level_in(&body)?;
-        registry.set_level(Some(&subject), level)?;
-        Ok(json!({"compatibility": level.name()}))
-    })
-    .await
+pub(super) async fn set<S: Setting>(State(registry): Shared, Path(subject): Path<String>, body: Body) -> Response {
+    blocking(move || set_in::<S>(&registry, Some(&subject), &body)).await
 }
 
+fn set_in<S: Setting>(registry: &SharedRegistry, subject: Option<&str>, body: &Body) -> Result<Value> {
+    let setting: S = setting_in(body)?;
+    setting.write(registry, subject)?;
+    Ok(json!({(S::REQUEST): setting.name()}))
+}
+
+pub(super) async fn remove<S: Setting>(State(registry): Shared, Path(subject): Path<String>) -> Response {
+    blocking(move || Ok(json!({(S::RESPONSE): S::remove(&registry, &subject)?.name()}))).await
+}
+
+/// Only the level has a global value that can be removed.
 pub(super) async fn remove_global_level(State(registry): Shared) -> Response {
-    blocking(move || Ok(json!({"compatibilityLevel": registry.remove_level(None)?.name()}))).await
-}
-
-pub(super) async fn remove_level(State(registry): Shared, Path(subject): Path<String>) -> Response {
-    blocking(move || Ok(json!({"compatibilityLevel": registry.remove_level(Some(&subject))?.name()}))).await
-}
-
-#[derive(Deserialize)]
-struct ModeBody {
-    mode: String,
-}
-
-fn mode_in(body: &Body) -> Result<Mode> {
-    let body: ModeBody = serde_json::from_slice(body.bytes()).map_err(|_| Error::InvalidMode {
-        mode: "(no \"mode\")".to_owned(),
-    })?;
-    body.mode.parse()
-}
-
-pub(super) async fn global_mode(State(registry): Shared) -> Response {
-    blocking(move || Ok(json!({"mode": registry.mode(None)?.unwrap_or_default().name()}))).await
-}
-
-pub(super) async fn mode(State(registry): Shared, Path(subject): Path<String>, parameters: Parameters) -> Response {
-    blocking(move || {
-        let mut mode = registry.mode(Some(&subject))?;
-        if mode.is_none() && parameters.default_to_global {
-            mode = registry.mode(None)?;
-        }
-        let mode = mode.ok_or(Error::NoMode { subject })?;
-        Ok(json!({"mode": mode.name()}))
-    })
-    .await
-}
-
-pub(super) async fn set_global_mode(State(registry): Shared, body: Body) -> Response {
-    blocking(move || {
-        let mode = mode_in(&body)?;
-        registry.set_mode(None, mode)?;
-        Ok(json!({"mode": mode.name()}))
-    })
-    .await
-}
-
-pub(super) async fn set_mode(State(registry): Shared, Path(subject): Path<String>, body: Body) -> Response {
-    blocking(move || {
-        let mode = mode_in(&body)?;
-        registry.set_mode(Some(&subject), mode)?;
-        Ok(json!({"mode": mode.name()}))
-    })
-    .await
-}
-
-pub(super) async fn remove_mode(State(registry): Shared, Path(subject): Path<String>) -> Response {
-    blocking(move || Ok(json!({"mode": registry.remove_mode(&subject)?.name()}))).await
+    blocking(move || Ok(json!({(Level::RESPONSE): registry.remove_level(None)?.name()}))).await
 }
 
 fn compatible(conflicts: &[String], parameters: &Parameters) -> Value {
