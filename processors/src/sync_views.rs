@@ -29,7 +29,7 @@ use event_log::{Millis, RecordRef, RecordSlice};
 use jobs::{Jobs, Rebuild, Task, Work};
 use key_change::{Applied, Origin};
 use schemas::version::Version;
-use state::{Image, Row, RuleVersions, STREAM, StateError, StreamState, TransactionEnd, WrittenRow, damaged};
+use state::{Image, Row, STREAM, StateError, StreamState, TransactionEnd, WrittenRow, damaged, rule_versions};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -372,6 +372,15 @@ impl SyncViews {
         }
     }
 
+    /// Makes what the jobs wrote visible, if none is left and no source transaction is open.
+    fn close_after_jobs(&mut self, output: &mut Output) {
+        if self.jobs.is_empty() && !self.stream.open {
+            let (last, at_ms) = self.ended.unwrap_or_default();
+            self.last = last;
+            self.end_transaction(at_ms, output);
+        }
+    }
+
     /// Starts the jobs that rebuild the views of the tables whose rules have changed since the rows were written.
     fn compare_rules(&mut self) {
         let rules = rule_versions(&self.config.rules);
@@ -488,11 +497,7 @@ impl Processor for SyncViews {
     fn on_timer(&mut self, context: Context, timer: &Timer, state: &mut State, output: &mut Output) -> Result<()> {
         self.jobs.fired(timer);
         self.continue_jobs(&mut Step { context, state, output })?;
-        if self.jobs.is_empty() && !self.stream.open {
-            let (last, at_ms) = self.ended.unwrap_or_default();
-            self.last = last;
-            self.end_transaction(at_ms, output);
-        }
+        self.close_after_jobs(output);
         Ok(())
     }
 
@@ -504,7 +509,9 @@ impl Processor for SyncViews {
         output: &mut Output,
     ) -> Result<RejectedTimer> {
         self.jobs.fired(timer);
-        self.step_rejected(&mut Step { context, state, output })
+        let rejected = self.step_rejected(&mut Step { context, state, output })?;
+        self.close_after_jobs(output);
+        Ok(rejected)
     }
 
     fn before_commit(&mut self, context: Context, state: &mut State, output: &mut Output) -> Result<()> {
@@ -564,16 +571,6 @@ impl Processor for SyncViews {
     fn wants_commit(&self) -> bool {
         self.jobs.is_dirty()
     }
-}
-
-/// The versions of the rules of all views of a source stream.
-fn rule_versions(rules: &SourceRules) -> RuleVersions {
-    let of_table = |relation: &Arc<Relation>| {
-        let versions = relation.versions();
-        let versions = versions.map(|(view, version)| (view.to_owned(), format!("{version:016x}")));
-        (relation.name().to_owned(), versions.collect())
-    };
-    rules.relations().map(of_table).collect()
 }
 
 fn evaluation_error(error: EvaluateError) -> RecordError {

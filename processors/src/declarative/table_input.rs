@@ -279,7 +279,7 @@ pub fn step_rejected(relation: &mut Relation, pipeline: &mut Pipeline<'_>) -> Re
         AfterRejection::FewerRows => return Ok(RejectedTimer::Retried),
         AfterRejection::SkipsRow => {}
     }
-    if let Some(mut queued) = rows.sweeps.take() {
+    if let Some(queued) = rows.sweeps.take() {
         let found = find_rows(&queued.job, rows, pipeline)?;
         for (state_key, _) in &found.rows {
             let row = String::from_utf8_lossy(state_key).into_owned();
@@ -289,11 +289,8 @@ pub fn step_rejected(relation: &mut Relation, pipeline: &mut Pipeline<'_>) -> Re
                 "row skipped by a sweep, because its removal was rejected"
             );
         }
-        if moves_on(&mut queued.job, found.next, pipeline)? {
-            rows.sweeps.put_back(queued);
-        } else {
-            rows.sweeps.end(&queued, pipeline.step.state);
-        }
+        let ended = rows.sweeps.advance(queued, found.next, pipeline.step.state);
+        ended.map_err(|e| pipeline.damaged(e))?;
     }
     Ok(RejectedTimer::DeadLetter)
 }
@@ -305,7 +302,7 @@ fn sweep(
     at: &TopicPartition,
     pipeline: &mut Pipeline<'_>,
 ) -> Result<(), StepError> {
-    while let Some(mut queued) = rows.sweeps.take() {
+    while let Some(queued) = rows.sweeps.take() {
         let found = find_rows(&queued.job, rows, pipeline)?;
         for (state_key, value) in &found.rows {
             let row = Row::decode(value).map_err(|e| pipeline.damaged(e))?;
@@ -314,11 +311,8 @@ fn sweep(
                 .remove(relation, rows, &queued.job.work, pipeline)
                 .or_else(|error| swept.not_removed(error, relation, at, pipeline))?;
         }
-        if moves_on(&mut queued.job, found.next, pipeline)? {
-            rows.sweeps.put_back(queued);
-        } else {
-            rows.sweeps.end(&queued, pipeline.step.state);
-        }
+        let ended = rows.sweeps.advance(queued, found.next, pipeline.step.state);
+        ended.map_err(|e| pipeline.damaged(e))?;
     }
     Ok(())
 }
@@ -332,13 +326,6 @@ fn find_rows(job: &Job<TableSweep>, rows: &mut TableRows, pipeline: &Pipeline<'_
         pipeline.step.state,
         &damaged,
     )?)
-}
-
-/// Moves a sweep to where a step has stopped; `false` if the step visited everything.
-fn moves_on(job: &mut Job<TableSweep>, next: Option<Vec<u8>>, pipeline: &Pipeline<'_>) -> Result<bool, StepError> {
-    let Some(next) = next else { return Ok(false) };
-    job.continue_at(next).map_err(|e| pipeline.damaged(e))?;
-    Ok(true)
 }
 
 /// A live row that a sweep removes.

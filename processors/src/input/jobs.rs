@@ -65,13 +65,14 @@ impl<W: Serialize + DeserializeOwned> Job<W> {
         }
     }
 
-    /// Moves to where a step has stopped.
+    /// Moves to the key at which the next step continues; `false` if there is none, because the step visited everything.
     ///
     /// # Errors
     /// The key is not text.
-    pub fn continue_at(&mut self, next: Vec<u8>) -> Result<(), JobError> {
+    pub fn moves_on(&mut self, next: Option<Vec<u8>>) -> Result<bool, JobError> {
+        let Some(next) = next else { return Ok(false) };
         self.cursor = String::from_utf8(next).map_err(|_| JobError::Damaged("the key of a row"))?;
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -183,8 +184,33 @@ impl<W: Serialize + DeserializeOwned> JobQueue<W> {
         Some(queued)
     }
 
-    /// Returns a job that has not ended to the queue, after a step.
-    pub fn put_back(&mut self, mut queued: Queued<W>) {
+    /// Called after a step that stopped at the key `next`, or visited everything. Returns the work of a job that has ended.
+    ///
+    /// # Errors
+    /// The key is not text.
+    pub fn advance(
+        &mut self,
+        mut queued: Queued<W>,
+        next: Option<Vec<u8>>,
+        state: &mut State,
+    ) -> Result<Option<W>, JobError> {
+        let has_ended = !queued.job.moves_on(next)?;
+        Ok(self.put_back_or_end(queued, has_ended, state))
+    }
+
+    /// Called after a step: returns the job to the queue, or removes it from the state and returns its work.
+    pub fn put_back_or_end(&mut self, queued: Queued<W>, has_ended: bool, state: &mut State) -> Option<W> {
+        if !has_ended {
+            self.put_back(queued);
+            return None;
+        }
+        if queued.stored != Stored::No {
+            state.delete(&self.state_key(queued.number));
+        }
+        Some(queued.job.work)
+    }
+
+    fn put_back(&mut self, mut queued: Queued<W>) {
         let (rows_max, most) = (&mut queued.job.rows_max, self.limits.found);
         *rows_max = rows_max.map(|rows| rows.saturating_mul(2)).filter(|rows| *rows < most);
         self.return_changed(queued);
@@ -195,13 +221,6 @@ impl<W: Serialize + DeserializeOwned> JobQueue<W> {
             queued.stored = Stored::Outdated;
         }
         self.queue.push_front(queued);
-    }
-
-    /// Removes a job that has ended from the state.
-    pub fn end(&self, queued: &Queued<W>, state: &mut State) {
-        if queued.stored != Stored::No {
-            state.delete(&self.state_key(queued.number));
-        }
     }
 
     /// Called when the log or the store has rejected the effects of the step of a timer.

@@ -50,14 +50,15 @@ impl SyncViews {
     /// Continues the jobs until they have ended, or this call of the processor has done the work of a step.
     pub(super) fn continue_jobs(&mut self, step: &mut Step<'_>) -> Result<()> {
         while let Some(mut queued) = self.jobs.take() {
-            if !self.continue_job(&mut queued.job, step)? {
-                self.jobs.put_back(queued);
-                continue;
-            }
-            self.jobs.end(&queued, step.state);
-            match &queued.job.work.task {
-                Task::Sweep(of) => self.end_sweep(of, step)?,
-                Task::Rebuild(rebuild) => self.views_changed(rebuild, step.output),
+            let has_ended = self.continue_job(&mut queued.job, step)?;
+            match self
+                .jobs
+                .put_back_or_end(queued, has_ended, step.state)
+                .map(|work| work.task)
+            {
+                Some(Task::Sweep(of)) => self.end_sweep(&of, step)?,
+                Some(Task::Rebuild(rebuild)) => self.views_changed(&rebuild, step.output),
+                None => {}
             }
         }
         Ok(())
@@ -74,7 +75,7 @@ impl SyncViews {
                     Task::Rebuild(rebuild) => self.rebuild_row(rebuild, state_key, value, step)?,
                 }
             }
-            if moves_on(job, found.next)? {
+            if job.moves_on(found.next).map_err(|e| damaged(&e))? {
                 return Ok(false);
             }
             (job.work.phase, job.cursor) = (Phase::Missing, String::new());
@@ -86,27 +87,35 @@ impl SyncViews {
                 Task::Rebuild(_) => step.state.delete(key),
             }
         }
-        Ok(!moves_on(job, found.next)?)
+        Ok(!job.moves_on(found.next).map_err(|e| damaged(&e))?)
     }
 
     /// Called when the effects of a job's step, which was alone in its transaction, were rejected. The row that causes it is
     /// searched with smaller steps. It is skipped, and its views are stale until it is written again. So one row becomes
-    /// one dead letter, and the job continues.
+    /// one dead letter, and the job continues. If it is the marks at the end of the job that are rejected, the job ends
+    /// without them: it would otherwise be repeated without end.
     pub(super) fn step_rejected(&mut self, step: &mut Step<'_>) -> Result<RejectedTimer> {
         match self.jobs.rejected() {
             AfterRejection::Nothing => Ok(RejectedTimer::DeadLetter),
             AfterRejection::FewerRows => Ok(RejectedTimer::Retried),
             AfterRejection::SkipsRow => {
                 if let Some(mut queued) = self.jobs.take() {
-                    self.skip_row(&mut queued.job, step)?;
-                    self.jobs.put_back(queued);
+                    let has_ended = self.skip_row(&mut queued.job, step)?;
+                    if let Some(work) = self.jobs.put_back_or_end(queued, has_ended, step.state) {
+                        let table = work.table();
+                        tracing::error!(
+                            table,
+                            "job ended without the marks of its views, because they were rejected"
+                        );
+                    }
                 }
                 Ok(RejectedTimer::DeadLetter)
             }
         }
     }
 
-    fn skip_row(&mut self, job: &mut Job<Work>, step: &mut Step<'_>) -> Result<()> {
+    /// Skips the row or entry of the next step. Returns whether there is none, so that only the end of the job is left.
+    fn skip_row(&mut self, job: &mut Job<Work>, step: &mut Step<'_>) -> Result<bool> {
         let is_row = job.work.phase == Phase::Rows;
         let found = if is_row {
             self.find_rows(job, step)?
@@ -127,10 +136,22 @@ impl SyncViews {
             );
             self.record_missing(&table, state_key, version, step)?;
         }
-        if !moves_on(job, found.next)? && is_row {
-            (job.work.phase, job.cursor) = (Phase::Missing, String::new());
+        if is_row {
+            let continues = job.moves_on(found.next).map_err(|e| damaged(&e))?;
+            if !continues {
+                (job.work.phase, job.cursor) = (Phase::Missing, String::new());
+            }
+            // A step without rows was rejected because of what followed them.
+            return if continues || !found.rows.is_empty() {
+                Ok(false)
+            } else {
+                self.skip_row(job, step)
+            };
         }
-        Ok(())
+        // The key directly after the last entry, which must not be found again.
+        let after = found.rows.last().map(|(key, _)| [key.as_slice(), b"\0"].concat());
+        let has_entry = job.moves_on(found.next.or(after)).map_err(|e| damaged(&e))?;
+        Ok(!has_entry)
     }
 
     /// The rows of the next step.
@@ -335,13 +356,6 @@ impl SyncViews {
         }
         Ok(())
     }
-}
-
-/// Moves a job to where a step has stopped; `false` if the step visited everything.
-fn moves_on(job: &mut Job<Work>, next: Option<Vec<u8>>) -> Result<bool> {
-    let Some(next) = next else { return Ok(false) };
-    job.continue_at(next).map_err(|e| damaged(&e))?;
-    Ok(true)
 }
 
 /// A rejected output would stop the job, so a row that the log may reject is not written.

@@ -9,8 +9,9 @@ use schemas::version::Version;
 use schemas::wire::FRAME_LENGTH;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use streams::Error;
-use views::rules::Kept;
+use views::rules::{Kept, Relation, SourceRules};
 
 /// Format of the values here, except [`Row`] and [`StreamState`].
 pub(super) const FORMAT: u8 = 1;
@@ -266,6 +267,16 @@ impl Missing {
 
 /// Versions of rules by table and view, in hexadecimal.
 pub type RuleVersions = BTreeMap<String, BTreeMap<String, String>>;
+
+/// The versions of the rules of all views of a source stream.
+pub(super) fn rule_versions(rules: &SourceRules) -> RuleVersions {
+    let of_table = |relation: &Arc<Relation>| {
+        let versions = relation.versions();
+        let versions = versions.map(|(view, version)| (view.to_owned(), format!("{version:016x}")));
+        (relation.name().to_owned(), versions.collect())
+    };
+    rules.relations().map(of_table).collect()
+}
 
 /// A snapshot of a table in ranges. When its last range ends, it has shown every row of the table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

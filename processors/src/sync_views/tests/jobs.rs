@@ -268,3 +268,31 @@ fn row_whose_removal_is_rejected_is_skipped_with_one_dead_letter() {
     });
     assert!(!harness.stale, "a newer record of the row resolves it");
 }
+
+/// The log rejects the loaded marks at the end of the job.
+#[test]
+fn job_ends_without_marks_that_are_rejected() {
+    let mut harness = Harness::with_step(STEP);
+    let value = chunk_value(None, None, 5, true);
+    let batch = harness.batch("[\"~chunk\",\"t\"]", Some(tx(1, 5)), &[], Some(&value));
+    harness.driver.give_up(&batch).unwrap();
+    harness.driver.commit().unwrap();
+    let (mut dead_letters, mut steps) = (0, 0);
+    while !harness.state_keys("[\"job\"").is_empty() {
+        let now = harness.driver.now + 1;
+        harness.driver.advance(now).unwrap();
+        if harness.state_keys("[\"job\"").is_empty() {
+            harness.driver.abort().unwrap();
+            let reactions = harness.driver.reject_timers(now).unwrap();
+            let letters = reactions.iter().filter(|of| **of == RejectedTimer::DeadLetter);
+            dead_letters += letters.count();
+        }
+        harness.apply_commit();
+        steps += 1;
+        assert!(steps < 60, "the job does not end");
+    }
+    assert_eq!((dead_letters, harness.loaded.len()), (1, 0));
+    // The next snapshot writes them.
+    harness.empty_snapshot(1, 9);
+    assert_eq!(harness.loaded.len(), 1);
+}
