@@ -4,10 +4,14 @@
 use super::shape::Shape;
 use super::table_rows::TableRows;
 use crate::input::{BoundSchemas, FetchSchema, Unavailable, schema_id};
-use schemas::codec::{DecodeError, Projection, Row};
-use schemas::schema::Schema;
+use schemas::codec::{Datum, DecodeError, Projection, Row};
+use schemas::schema::{Kind, Schema, TypeId};
 use std::sync::Arc;
 use topology::Side;
+
+/// Maximum length of a value that PostgreSQL always sends: a TOAST pointer has 18 bytes, so no shorter value is moved
+/// out of its row.
+const SENT_BYTES_MAX: usize = 18;
 
 /// A projection of one writer schema to the columns that the processor uses, as they are declared.
 #[derive(Debug)]
@@ -83,6 +87,49 @@ impl Relation {
             Some((last, bound)) if *last == id => Ok(bound.clone()),
             _ => self.schemas.get(id).cloned(),
         }
+    }
+
+    /// The value of a column to keep for the next change of its row; `None` if the source always sends it. A kept array
+    /// begins with its type, which its Avro encoding does not contain.
+    pub fn kept(&self, column: &str, datum: &Datum<'_>) -> Option<Vec<u8>> {
+        let value = match datum {
+            Datum::Str(text) => text.as_bytes(),
+            Datum::Bytes(bytes) => bytes,
+            // The source may omit an array of any length: PostgreSQL's header of an array is longer than a TOAST pointer.
+            Datum::Array(items) if !items.is_empty() => {
+                let ty = self.type_of(column)?;
+                let mut value = self.array_prefix(ty);
+                self.declared.encode_value(ty, datum, &mut value).ok()?;
+                return Some(value);
+            }
+            _ => return None,
+        };
+        (value.len() > SENT_BYTES_MAX).then(|| value.to_vec())
+    }
+
+    /// A kept value as a value of its column; `None` if the column has another type than when the value was kept.
+    pub fn restored<'k>(&'k self, column: &str, value: &'k [u8]) -> Option<Datum<'k>> {
+        let ty = self.type_of(column)?;
+        match &self.declared.ty(ty).kind {
+            Kind::Array(_) => {
+                let encoded = value.strip_prefix(self.array_prefix(ty).as_slice())?;
+                self.declared.decode_value(ty, encoded).ok()
+            }
+            Kind::Bytes => Some(Datum::Bytes(value)),
+            _ => Some(std::str::from_utf8(value).map_or(Datum::Bytes(value), Datum::Str)),
+        }
+    }
+
+    fn type_of(&self, column: &str) -> Option<TypeId> {
+        let mut fields = self.declared.fields().iter();
+        let field = fields.find(|field| field.column() == column)?;
+        Some(self.declared.required(field.ty))
+    }
+
+    fn array_prefix(&self, ty: TypeId) -> Vec<u8> {
+        let mut prefix = self.declared.describe(ty).into_bytes();
+        prefix.push(0);
+        prefix
     }
 
     /// Fetches a schema unless it is known.

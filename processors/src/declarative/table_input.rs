@@ -209,12 +209,9 @@ impl TableChange<'_, '_> {
         let columns = &shape.feed().columns;
         let mut kept = Vec::new();
         if bound.lists_unchanged {
-            fill_unchanged(columns, &mut datums, known)?;
-            let large = columns.iter().zip(&datums).filter(|(_, datum)| may_be_omitted(datum));
-            kept.extend(large.filter_map(|(name, datum)| {
-                let bytes = datum.as_str().map(str::as_bytes).or(datum.as_bytes())?;
-                Some((name.clone(), bytes.to_vec()))
-            }));
+            self.fill_unchanged(columns, &mut datums, known)?;
+            let values = columns.iter().zip(&datums);
+            kept.extend(values.filter_map(|(name, datum)| Some((name.clone(), self.relation.kept(name, datum)?))));
         }
         let contributes = shape.evaluate(row_key, &datums, pipeline.shaped);
         if !contributes.map_err(|e| RecordError::new(Stage::Transformation, e))? {
@@ -227,6 +224,35 @@ impl TableChange<'_, '_> {
             values: pipeline.shaped.values.clone(),
         };
         Ok((Some(contribution), kept))
+    }
+
+    /// Sets the columns that the source omitted as unchanged to their kept values.
+    fn fill_unchanged<'d>(
+        &'d self,
+        columns: &[String],
+        datums: &mut Datums<'d>,
+        kept: &'d [Kept],
+    ) -> Result<(), RecordError> {
+        let listed = datums
+            .get(columns.len())
+            .and_then(Datum::as_array)
+            .map(<[Datum<'_>]>::to_vec);
+        for name in listed.iter().flatten().filter_map(Datum::as_str) {
+            let Some(at) = columns.iter().position(|column| column == name) else {
+                continue;
+            };
+            let missing = || {
+                let reason = format!(
+                    "the source omitted column `{name}` as unchanged, but no earlier value of the row is known; snapshot \
+                     the table"
+                );
+                RecordError::new(Stage::Transformation, reason)
+            };
+            let (_, value) = kept.iter().find(|(kept, _)| kept == name).ok_or_else(missing)?;
+            let slot = datums.get_mut(at).ok_or_else(missing)?;
+            *slot = self.relation.restored(name, value).ok_or_else(missing)?;
+        }
+        Ok(())
     }
 }
 
@@ -423,45 +449,5 @@ impl Origin {
             self.row.kept.clear();
             pipeline.step.state.put(&self.state_key, self.row.encode());
         }
-    }
-}
-
-/// Sets the columns that the source omitted as unchanged to their kept values.
-fn fill_unchanged<'d>(columns: &[String], datums: &mut Datums<'d>, kept: &'d [Kept]) -> Result<(), RecordError> {
-    let listed = datums
-        .get(columns.len())
-        .and_then(Datum::as_array)
-        .map(<[Datum<'_>]>::to_vec);
-    for name in listed.iter().flatten().filter_map(Datum::as_str) {
-        let Some(at) = columns.iter().position(|column| column == name) else {
-            continue;
-        };
-        let missing = || {
-            let reason = format!(
-                "the source omitted column `{name}` as unchanged, but no earlier value of the row is known; snapshot \
-                 the table"
-            );
-            RecordError::new(Stage::Transformation, reason)
-        };
-        let (_, value) = kept.iter().find(|(kept, _)| kept == name).ok_or_else(missing)?;
-        let slot = datums.get_mut(at).ok_or_else(missing)?;
-        *slot = match (std::str::from_utf8(value), &slot) {
-            (Ok(text), Datum::Str(_) | Datum::Null) => Datum::Str(text),
-            _ => Datum::Bytes(value),
-        };
-    }
-    Ok(())
-}
-
-/// Maximum length of a value that PostgreSQL always sends: a TOAST pointer has 18 bytes, so no shorter value is moved
-/// out of its row.
-const SENT_BYTES_MAX: usize = 18;
-
-/// Whether the source may omit a value when it does not change.
-fn may_be_omitted(datum: &Datum<'_>) -> bool {
-    match datum {
-        Datum::Str(text) => text.len() > SENT_BYTES_MAX,
-        Datum::Bytes(bytes) => bytes.len() > SENT_BYTES_MAX,
-        _ => false,
     }
 }

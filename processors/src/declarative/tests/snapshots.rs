@@ -244,3 +244,26 @@ fn unchanged_column_moves_to_the_new_key() {
     assert_eq!(harness.shown(), expected(&orders));
     assert_eq!(harness.dead_letters().len(), 2, "{:?}", harness.dead_letters());
 }
+
+#[test]
+fn unchanged_array_keeps_its_value() {
+    let declaration = "[[table]]\nsource = \"shop\"\nname = \"parcels\"\nkey = [\"id\"]\n\
+                       columns = { id = \"int8\", tags = \"text[]\", cents = \"int8\" }\n\
+                       [[processor]]\nname = \"gifts\"\nkind = \"aggregate\"\nfrom = \"shop.parcels\"\n\
+                       where = \"'gift' in tags\"\ngroup = { id = \"id\" }\nfields = { spent = \"sum(cents)\" }\n";
+    let mut harness = Harness::new(SHOP, declaration, "gifts");
+    let parcel = |tags: &[&'static str], cents: i64| {
+        let tags = tags.iter().map(|tag| Datum::Str(tag)).collect();
+        vec![Datum::Long(1), Datum::Array(tags), Datum::Long(cents)]
+    };
+    harness.put("parcels", 1, &parcel(&["gift", "fragile"], 5));
+    harness.commit();
+    harness.restart();
+    harness.put_unchanged("parcels", 1, &parcel(&[], 6), &["tags"]);
+    harness.commit();
+    assert_eq!(harness.shown(), [(id(1), "1 6".to_owned())]);
+    harness.put("parcels", 1, &parcel(&["fragile"], 7));
+    harness.put_unchanged("parcels", 1, &parcel(&[], 8), &["tags"]);
+    harness.commit();
+    assert_eq!((harness.shown(), harness.dead_letters().len()), (Vec::new(), 0));
+}
