@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use views::cursor::{Cursor, Keyring, Owner};
 use views::rules::Rules;
-use views::{Bucket, DeltaRequest, DeltaResult, Page, Replica, delta};
+use views::{Bucket, DeltaRequest, DeltaResult, Page, Replica, SnapshotView, delta};
 
 /// How long a poll waits for a replica that is behind the cursor. Longer than one edge is normally behind another.
 const BEHIND_WAIT: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ pub trait Memberships: Send + Sync {
     fn readable(&self, identity: &Identity) -> Result<Vec<Bucket>, String>;
 
     /// The views of these buckets whose tables have a first snapshot. A device has no complete state before it has ended.
-    fn snapshot_views(&self, _readable: &[Bucket]) -> Vec<Arc<str>> {
+    fn snapshot_views(&self, _readable: &[Bucket]) -> Vec<SnapshotView> {
         Vec::new()
     }
 
@@ -54,7 +54,7 @@ impl Memberships for Rules {
             .map_err(|e| e.to_string())
     }
 
-    fn snapshot_views(&self, readable: &[Bucket]) -> Vec<Arc<str>> {
+    fn snapshot_views(&self, readable: &[Bucket]) -> Vec<SnapshotView> {
         Rules::snapshot_views(self, readable)
     }
 
@@ -104,7 +104,7 @@ pub enum SyncResponse {
 struct VerifiedPoll<'a> {
     owner: Owner,
     readable: Arc<Vec<Bucket>>,
-    snapshot_views: Arc<[Arc<str>]>,
+    snapshot_views: Arc<[SnapshotView]>,
     cursor: Option<Cursor>,
     expires_ms: i64,
     request: &'a SyncRequest,

@@ -46,6 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         topology,
         processor,
         schema_id: 1,
+        loaded_schema_id: 2,
         horizon_ms: 1_000,
         sweep_step: StepLimits::default(),
         fetch: Arc::new(move |_| Ok(text.clone())),

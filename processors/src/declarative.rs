@@ -9,6 +9,7 @@
 mod delta;
 mod event_dedup;
 mod inspect;
+mod loading;
 mod names;
 mod reader;
 mod relation;
@@ -32,13 +33,16 @@ pub(crate) use values::{
 };
 
 use crate::aggregate::Groups;
-use crate::input::FetchSchema;
 pub use crate::input::StepLimits;
+use crate::input::{FetchSchema, LoadedMark};
 use crate::join::Pairs;
-use crate::repartition::Repartition;
+use crate::repartition::{self, Repartition};
 use event_log::TopicPartition;
-use reader::{Identity, InputTopic, Reader, TopicContent};
+use loading::{Loading, MarkTopic};
+use reader::{Identity, InputTopic, Reader, Stages, TopicContent};
 use relation::Relation;
+use schemas::events::{Event as _, Loaded};
+use schemas::ids::SchemaId;
 use shape::Shape;
 use std::sync::Arc;
 use streams::{Application, Factory, FirstStart, SubTopology, TaskInfo};
@@ -55,6 +59,8 @@ pub struct Config {
     pub processor: Arc<Processor>,
     /// Registry id of its output schema.
     pub schema_id: u32,
+    /// Registry id of the schema of loaded marks.
+    pub loaded_schema_id: u32,
     /// How long deleted rows of the inputs are kept in the state, in ms.
     pub horizon_ms: i64,
     /// Limits of a step that removes the rows which a TRUNCATE or the end of a snapshot chunk shows to be gone.
@@ -133,7 +139,7 @@ fn reader_for(config: &Config, topics: &[(String, Reads)], repartitions: Option<
         .collect();
     let declaration: Arc<str> = processor.declaration.as_str().into();
     let sink = match repartitions {
-        Some(side) => repartition(config, side, reader::id_of(&declaration)),
+        Some(side) => repartition_sink(config, side, reader::id_of(&declaration)),
         None => {
             let first = inputs.first().map(|input| input.at.clone());
             sink_for(config, &name, first.expect("a sub-topology has an input"))
@@ -144,7 +150,53 @@ fn reader_for(config: &Config, topics: &[(String, Reads)], repartitions: Option<
         name,
         declaration,
     };
-    Reader::new(identity, inputs, sink, config.fetch.clone())
+    let stages = Stages {
+        sink,
+        loading: first_snapshots(config, repartitions, task.id.partition),
+    };
+    Reader::new(identity, inputs, stages, config.fetch.clone())
+}
+
+/// What a task waits for before it writes its loaded mark. Windows and joins of events have no state that a first snapshot
+/// completes.
+fn first_snapshots(config: &Config, repartitions: Option<Side>, partition: i32) -> Loading {
+    let (topology, processor) = (&config.topology, &config.processor);
+    if !topology.processor_has_snapshot(processor) {
+        return Loading::new(None, []);
+    }
+    let feeds = processor.feeds();
+    let of_task = |side: Side| repartitions.is_none_or(|repartitioned| repartitioned == side);
+    let waits = feeds
+        .iter()
+        .filter(|(side, feed)| of_task(*side) && topology.has_snapshot(feed.input));
+    let sides: Vec<Side> = waits.map(|(side, _)| *side).collect();
+    let Some((_, feed)) = feeds.iter().find(|(side, _)| sides.contains(side)) else {
+        return Loading::new(None, []);
+    };
+    let names = topology.names();
+    let (name, partitions, writers, value) = match repartitions {
+        Some(side) => {
+            let topic = processor.repartition_topic(&names, side);
+            let value = repartition::mark(reader::id_of(&processor.declaration));
+            (topic, feed.partitions, topology.partitions_of(feed.input), value)
+        }
+        None => {
+            let mut value = Vec::new();
+            Loaded { loaded: true }.write(SchemaId(config.loaded_schema_id), &mut value);
+            let topic = names.processor(&processor.name);
+            (topic, processor.partitions, feed.partitions, value)
+        }
+    };
+    let topic = MarkTopic {
+        name: name.into(),
+        partitions,
+        mark: LoadedMark {
+            writer: partition,
+            writers,
+        },
+        value,
+    };
+    Loading::new(Some(topic), sides)
 }
 
 fn direct(config: &Config, sides: &[Side], topic_id: &str) -> TopicContent {
@@ -186,7 +238,7 @@ fn name_of(topology: &Topology, feed: &Feed) -> (String, bool) {
     )
 }
 
-fn repartition(config: &Config, side: Side, declaration: u64) -> Box<dyn Sink> {
+fn repartition_sink(config: &Config, side: Side, declaration: u64) -> Box<dyn Sink> {
     let (processor, names) = (&config.processor, config.topology.names());
     let by_time = match &processor.work {
         Work::Aggregate(aggregate) => aggregate.window.is_some(),

@@ -5,6 +5,7 @@ mod change;
 mod chunk;
 mod jobs;
 pub mod keys;
+mod loaded;
 mod schema;
 mod sweep;
 
@@ -14,5 +15,6 @@ pub use change::{
 };
 pub use chunk::KeySpan;
 pub use jobs::{AfterRejection, Job, JobError, JobQueue};
+pub use loaded::{LoadedMark, LoadedWriters};
 pub use schema::{BoundSchemas, FetchSchema, Unavailable, patient, schema_id};
 pub use sweep::{Found, StepLimits, Sweep, find};

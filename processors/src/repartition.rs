@@ -45,6 +45,18 @@ impl Repartition {
     }
 }
 
+/// The value of a loaded mark: a delta without contributions.
+pub fn mark(declaration: u64) -> Vec<u8> {
+    let delta = Delta {
+        row: b"",
+        old: None,
+        new: None,
+    };
+    let mut value = Vec::new();
+    delta.write(declaration, &mut value);
+    value
+}
+
 impl Sink for Repartition {
     fn apply(&mut self, change: Change<'_>, step: &mut Step<'_>) -> Result<Option<String>> {
         let (by_time, now) = (self.by_time, step.context.now);

@@ -202,6 +202,10 @@ impl SyncViews {
                 self.add_sweep(input);
                 Ok(self.continue_jobs(step)?)
             }
+            Kind::Loaded(mark) => {
+                self.task_loaded(*mark, input.table, step.output);
+                Ok(())
+            }
             Kind::Missing { state_key } => {
                 self.sweep_row(input.table, state_key, step)?;
                 let known = match step.state.get(state_key)? {

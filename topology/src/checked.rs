@@ -327,6 +327,29 @@ impl Topology {
         }
     }
 
+    /// Whether a topic of this input has no complete state before first snapshots of tables have ended: a table of a
+    /// database, or the output of a processor that reads one.
+    pub fn has_snapshot(&self, input: Input) -> bool {
+        match input {
+            Input::Table { source, .. } => {
+                let source = self.sources.get(source);
+                source.is_some_and(|source| source.kind == SourceKind::Postgres)
+            }
+            Input::Event(_) => false,
+            Input::Processor(at) => self
+                .processors
+                .get(at)
+                .is_some_and(|processor| self.processor_has_snapshot(processor)),
+        }
+    }
+
+    /// Like [`Topology::has_snapshot`], for the output of a processor. Records of windows and of joins with events are not
+    /// rows of a state.
+    pub fn processor_has_snapshot(&self, processor: &Processor) -> bool {
+        let feeds = processor.feeds();
+        processor.output == OutputKind::Table && feeds.iter().any(|(_, feed)| self.has_snapshot(feed.input))
+    }
+
     /// A node by its name.
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.iter().find(|node| node.name == name)

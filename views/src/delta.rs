@@ -19,6 +19,15 @@ use std::collections::BTreeMap;
 use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::{Arc, RwLockReadGuard};
 
+/// A view that has no complete state before first snapshots of tables have ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotView {
+    /// Name.
+    pub name: Arc<str>,
+    /// Number of writers that write its rows, of which each writes a loaded mark.
+    pub writers: usize,
+}
+
 /// Input of a delta.
 #[derive(Debug)]
 pub struct DeltaRequest<'a> {
@@ -27,7 +36,7 @@ pub struct DeltaRequest<'a> {
     /// Buckets that the principal may read now.
     pub readable: &'a [Bucket],
     /// Views of these buckets whose tables have a first snapshot.
-    pub snapshot_views: &'a [Arc<str>],
+    pub snapshot_views: &'a [SnapshotView],
     /// The cursor; `None` if the device sent none or it could not be decrypted.
     pub cursor: Option<Cursor>,
     /// Maximum resets and changes of a page; at least 1.
@@ -282,8 +291,9 @@ impl Pager<'_> {
 
     /// The views whose first snapshot has not ended, in any partition of the device.
     fn unloaded(&self) -> impl Iterator<Item = &Arc<str>> {
-        let is_loaded = |view: &&Arc<str>| self.partitions.values().all(|state| state.is_loaded(view));
-        self.request.snapshot_views.iter().filter(move |view| !is_loaded(view))
+        let is_loaded = |view: &SnapshotView| self.partitions.values().all(|state| state.is_loaded(view));
+        let unloaded = self.request.snapshot_views.iter().filter(move |view| !is_loaded(view));
+        unloaded.map(|view| &view.name)
     }
 
     fn finish(self, first: bool, covered: Vec<Covered>, round: Round, draft: Draft) -> Page {

@@ -14,5 +14,5 @@ pub mod rules;
 
 pub use bucket::{Bucket, BucketId, partition_of, row_hash};
 pub use change::{Change, ChangeParts};
-pub use delta::{DeltaRequest, DeltaResult, Page, delta};
+pub use delta::{DeltaRequest, DeltaResult, Page, SnapshotView, delta};
 pub use replica::Replica;

@@ -4,6 +4,7 @@ use super::context::{Context, DAY_MS};
 use super::processor;
 use anyhow::{Context as _, Result};
 use processors::declarative;
+use schemas::events::{Event as _, Loaded};
 use std::sync::Arc;
 use topology::{Processor, Topology};
 
@@ -17,11 +18,18 @@ pub fn start(context: &Context, topology: &Arc<Topology>, name: &str) {
     let config = processor::config(context, name);
     let (prepared, topology, declaration) = (context.clone(), topology.clone(), processor.clone());
     processor::start(context, &format!("{name} schema"), config, Some(processor), move || {
-        let schema_id = register_schema(&prepared, &declaration)?;
+        let schema_id = register_schema(
+            &prepared,
+            &declaration,
+            declaration.schema.name(),
+            declaration.schema.text(),
+        )?;
+        let loaded_schema_id = register_schema(&prepared, &declaration, Loaded::NAME, Loaded::AVSC)?;
         Ok(vec![declarative::application(&declarative::Config {
             topology: topology.clone(),
             processor: declaration.clone(),
             schema_id,
+            loaded_schema_id,
             horizon_ms: HORIZON_MS,
             sweep_step: processors::declarative::StepLimits::default(),
             fetch: processor::fetch_schema(prepared.backends.registry.clone()),
@@ -29,9 +37,9 @@ pub fn start(context: &Context, topology: &Arc<Topology>, name: &str) {
     });
 }
 
-fn register_schema(context: &Context, processor: &Processor) -> Result<u32> {
+fn register_schema(context: &Context, processor: &Processor, name: &str, text: &str) -> Result<u32> {
     let topic = context.names.processor(&processor.name);
-    let subject = schemas::wire::subject(&topic, processor.schema.name());
-    let id = context.backends.registry.register(&subject, processor.schema.text());
+    let subject = schemas::wire::subject(&topic, name);
+    let id = context.backends.registry.register(&subject, text);
     Ok(id.with_context(|| format!("cannot register {subject}"))?.0)
 }

@@ -35,9 +35,13 @@ impl Memberships for ClaimedBuckets {
     }
 
     /// The view of buckets that begin with `table:` has a first snapshot.
-    fn snapshot_views(&self, readable: &[Bucket]) -> Vec<Arc<str>> {
+    fn snapshot_views(&self, readable: &[Bucket]) -> Vec<SnapshotView> {
         let of_table = readable.iter().filter(|bucket| bucket.name.starts_with("table:"));
-        of_table.map(|_| "orders".into()).take(1).collect()
+        let orders = |_| SnapshotView {
+            name: "orders".into(),
+            writers: 1,
+        };
+        of_table.map(orders).take(1).collect()
     }
 
     fn partitions(&self) -> i32 {

@@ -5,7 +5,7 @@
 use super::event_dedup;
 use super::names::field_names;
 use super::values::{json, read};
-use super::{stored_row, sweeps, table_rows};
+use super::{loading, stored_row, sweeps, table_rows};
 use crate::{aggregate, join};
 use serde_json::{Value, json};
 use topology::{Feed, Processor, Side, Work};
@@ -25,6 +25,7 @@ pub fn readable(processor: &Processor, key: &[u8], value: &[u8]) -> Option<Value
         "p" => join::readable(processor, value),
         "row" => stored_row::readable(value, &names(processor, parts.get(1)?.as_str()?)?),
         "source" => table_rows::readable_progress(value),
+        "loading" => loading::readable(value),
         "sweep" => sweeps::readable(value),
         "gone" => (value == [1]).then_some(Value::Bool(true)),
         "failed" => event_dedup::expiry(value).map(|expires| json!({ "expires_ms": expires })),

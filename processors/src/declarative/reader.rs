@@ -7,6 +7,7 @@
 
 use super::delta::{Contribution, Delta, DeltaError};
 use super::event_dedup;
+use super::loading::Loading;
 use super::relation::Relation;
 use super::shape::Shaped;
 use super::sink::{Change, Pipeline, Sink};
@@ -14,7 +15,7 @@ use super::table_input;
 use super::table_rows::TableRows;
 use super::value_types::ValueTypes;
 use crate::dead_letter::{RecordError, StepError, stop};
-use crate::input::{self, FetchSchema, schema_id};
+use crate::input::{self, FetchSchema, LoadedMark, schema_id};
 use crate::step::Step;
 use event_log::{RecordRef, RecordSlice, TopicPartition};
 use std::sync::Arc;
@@ -55,12 +56,20 @@ pub struct Identity {
     pub declaration: Arc<str>,
 }
 
+/// What a sub-topology does with the deltas of its inputs.
+pub struct Stages {
+    /// Applies them.
+    pub sink: Box<dyn Sink>,
+    /// Writes the loaded mark when the first snapshots of the inputs have ended.
+    pub loading: Loading,
+}
+
 /// Reads the inputs of one sub-topology.
 pub struct Reader {
     identity: Identity,
     declaration_id: u64,
     inputs: Vec<InputTopic>,
-    sink: Box<dyn Sink>,
+    stages: Stages,
     fetch: FetchSchema,
     shaped: Shaped,
     /// Whether the declaration is not yet stored in the state.
@@ -69,12 +78,12 @@ pub struct Reader {
 
 impl Reader {
     /// Creates a reader of these topics.
-    pub fn new(identity: Identity, inputs: Vec<InputTopic>, sink: Box<dyn Sink>, fetch: FetchSchema) -> Self {
+    pub fn new(identity: Identity, inputs: Vec<InputTopic>, stages: Stages, fetch: FetchSchema) -> Self {
         Reader {
             declaration_id: id_of(&identity.declaration),
             identity,
             inputs,
-            sink,
+            stages,
             fetch,
             shaped: Shaped::default(),
             declaration_unwritten: true,
@@ -89,10 +98,11 @@ impl Reader {
             return Ok(());
         }
         // A timestamp in the future must not advance stream time, because that would close windows that are still open.
-        self.sink.advance(record.timestamp().min(step.context.now));
+        self.stages.sink.advance(record.timestamp().min(step.context.now));
         let mut pipeline = Pipeline {
             name: &self.identity.name,
-            sink: &mut *self.sink,
+            sink: &mut *self.stages.sink,
+            loading: &mut self.stages.loading,
             shaped: &mut self.shaped,
             step: Step {
                 context: step.context,
@@ -104,6 +114,10 @@ impl Reader {
             TopicContent::Repartitioned(types) => {
                 let change = repartitioned(&self.identity.name, types, self.declaration_id, record);
                 change.and_then(|(change, rejected)| {
+                    if let Some(mark) = LoadedMark::of(&record) {
+                        pipeline.loading.marked(types.side, mark);
+                        return Ok(());
+                    }
                     pipeline.apply(change)?;
                     rejected.map_or(Ok(()), |error| Err(error.into()))
                 })
@@ -186,7 +200,11 @@ impl Processor for Reader {
     fn prepare(&mut self, records: RecordSlice<'_>) -> Result<()> {
         let mut failed = None;
         for record in records.iter() {
-            let Some(id) = record.value().and_then(schema_id) else {
+            let Some(id) = record
+                .value()
+                .and_then(schema_id)
+                .filter(|_| !LoadedMark::is_in(&record))
+            else {
                 continue;
             };
             let found = self.inputs.iter_mut().find(|input| input.at.topic == *record.topic());
@@ -242,7 +260,7 @@ impl Processor for Reader {
             event_dedup::note_rejected(&record, context.now, state);
         } else {
             // A row needs no such entry: the redriven row is applied unless a newer version was applied.
-            table_input::rejected(relations, event.as_deref(), &record);
+            table_input::rejected(relations, event.as_deref(), &record, &mut self.stages.loading);
         }
         Ok(())
     }
@@ -253,7 +271,8 @@ impl Processor for Reader {
         }
         let mut pipeline = Pipeline {
             name: &self.identity.name,
-            sink: &mut *self.sink,
+            sink: &mut *self.stages.sink,
+            loading: &mut self.stages.loading,
             shaped: &mut self.shaped,
             step: Step { context, state, output },
         };
@@ -269,7 +288,7 @@ impl Processor for Reader {
                     .map_err(|e| stopped(&self.identity.name, e));
             }
         }
-        self.sink.on_timer(timer, state, output)
+        self.stages.sink.on_timer(timer, state, output)
     }
 
     fn on_rejected_timer(
@@ -281,7 +300,8 @@ impl Processor for Reader {
     ) -> Result<RejectedTimer> {
         let mut pipeline = Pipeline {
             name: &self.identity.name,
-            sink: &mut *self.sink,
+            sink: &mut *self.stages.sink,
+            loading: &mut self.stages.loading,
             shaped: &mut self.shaped,
             step: Step { context, state, output },
         };
@@ -303,11 +323,12 @@ impl Processor for Reader {
             state.put(DECLARATION, self.identity.declaration.as_bytes().to_vec());
             self.declaration_unwritten = false;
         }
-        self.sink.before_commit(state, output)?;
+        self.stages.sink.before_commit(state, output)?;
         let name = self.identity.name.clone();
         for rows in self.tables() {
             rows.before_commit(context.now, state)?.map_err(|e| stop(&name, e))?;
         }
+        self.stages.loading.before_commit(state, output);
         Ok(())
     }
 
@@ -333,6 +354,12 @@ impl Processor for Reader {
                 rows.write_progress();
             }
         }
-        self.sink.restore(state)
+        let loading = self.stages.loading.restore(is_new, state)?;
+        loading.map_err(|e| stop(&self.identity.name, e))?;
+        self.stages.sink.restore(state)
+    }
+
+    fn wants_commit(&self) -> bool {
+        self.stages.loading.is_due()
     }
 }

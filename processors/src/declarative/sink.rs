@@ -1,6 +1,7 @@
 //! The interface between the reader of inputs and the code that applies their deltas.
 
 use super::delta::Delta;
+use super::loading::Loading;
 use super::shape::Shaped;
 use crate::dead_letter::{RecordError, StepError, stop};
 use crate::step::Step;
@@ -50,6 +51,8 @@ pub struct Pipeline<'p> {
     pub name: &'p str,
     /// The sink that receives the deltas.
     pub sink: &'p mut dyn Sink,
+    /// The inputs whose first snapshot has not ended.
+    pub loading: &'p mut Loading,
     /// Reused buffer for contributions.
     pub shaped: &'p mut Shaped,
     /// Time, state and output.

@@ -6,6 +6,7 @@
 
 use super::delta::Delta;
 use super::event_dedup::order_by_time;
+use super::loading::Loading;
 use super::relation::Relation;
 use super::sink::{Change, Pipeline};
 use super::stored_row::{Kept, Row, RowContribution};
@@ -17,6 +18,7 @@ use event_log::{RecordRef, TopicPartition};
 use schemas::codec::{Datum, Row as Datums};
 use schemas::version::Version;
 use streams::{RejectedTimer, Stage};
+use topology::Side;
 
 /// Processes a record of a change topic, or of a processor that writes a table.
 pub fn process(
@@ -75,10 +77,14 @@ impl TableChange<'_, '_> {
                 self.sweep_row(change.row_key, rows, pipeline)?;
                 self.apply_row(change, rows, pipeline)
             }
+            Kind::Loaded(mark) => {
+                pipeline.loading.marked(self.relation.side, *mark);
+                Ok(())
+            }
             // The row keeps its previous contribution.
             Kind::Missing { .. } => Ok(()),
             Kind::Truncate | Kind::ChunkEnd(_) => {
-                add_sweep(rows, self.input, self.record);
+                add_sweep(rows, self.input, self.record, pipeline.loading, self.relation.side);
                 sweep(self.relation, rows, self.record.partition(), pipeline)
             }
         }
@@ -257,15 +263,22 @@ impl TableChange<'_, '_> {
 }
 
 /// Adds the sweep of a TRUNCATE or of the end of a chunk.
-fn add_sweep(rows: &mut TableRows, input: &ChangeRecord<'_>, record: &RecordRef<'_>) {
-    if let Some(sweep) = TableSweep::of(input, rows.name(), record.timestamp()) {
-        rows.sweeps.push(sweep);
+fn add_sweep(
+    rows: &mut TableRows,
+    input: &ChangeRecord<'_>,
+    record: &RecordRef<'_>,
+    loading: &mut Loading,
+    side: Side,
+) {
+    if let Some(of) = TableSweep::of(input, rows.name(), record.timestamp()) {
+        loading.chunk_ends(side, &of.sweep, rows.floor());
+        rows.sweeps.push(of);
     }
 }
 
 /// Processes a record whose effects the log or the store has rejected. Its row is not applied, but a sweep starts with its
 /// timer, and finds the row that is the cause.
-pub fn rejected(relations: &mut [Relation], event: Option<&str>, record: &RecordRef<'_>) {
+pub fn rejected(relations: &mut [Relation], event: Option<&str>, record: &RecordRef<'_>, loading: &mut Loading) {
     let rows = relations.iter().filter_map(|r| r.rows.as_ref());
     let source_epoch = rows.map(TableRows::source_epoch).max();
     let Ok(input) = ChangeRecord::read(record, event, source_epoch.unwrap_or(1)) else {
@@ -275,7 +288,7 @@ pub fn rejected(relations: &mut [Relation], event: Option<&str>, record: &Record
         let Some(rows) = &mut relation.rows else { continue };
         rows.begin(&input);
         if relation.name == input.table {
-            add_sweep(rows, &input, record);
+            add_sweep(rows, &input, record, loading, relation.side);
         }
     }
 }
@@ -316,7 +329,9 @@ pub fn step_rejected(relation: &mut Relation, pipeline: &mut Pipeline<'_>) -> Re
             );
         }
         let ended = rows.sweeps.advance(queued, found.next, pipeline.step.state);
-        ended.map_err(|e| pipeline.damaged(e))?;
+        if let Some(of) = ended.map_err(|e| pipeline.damaged(e))? {
+            pipeline.loading.sweep_ended(relation.side, &of.sweep);
+        }
     }
     Ok(RejectedTimer::DeadLetter)
 }
@@ -338,7 +353,9 @@ fn sweep(
                 .or_else(|error| swept.not_removed(error, relation, at, pipeline))?;
         }
         let ended = rows.sweeps.advance(queued, found.next, pipeline.step.state);
-        ended.map_err(|e| pipeline.damaged(e))?;
+        if let Some(of) = ended.map_err(|e| pipeline.damaged(e))? {
+            pipeline.loading.sweep_ended(relation.side, &of.sweep);
+        }
     }
     Ok(())
 }

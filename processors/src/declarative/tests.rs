@@ -7,6 +7,7 @@ mod harness;
 mod history;
 mod inspect;
 mod limits;
+mod loading;
 mod schemas_of_records;
 mod snapshots;
 mod sweeps;
@@ -59,6 +60,7 @@ fn applications_have_the_names_of_the_wiring() {
             topology: topology.clone(),
             processor: Arc::new(processor.clone()),
             schema_id: 1,
+            loaded_schema_id: 2,
             horizon_ms: 1_000,
             sweep_step: StepLimits::default(),
             fetch: Arc::new(|_| Ok(String::new())),

@@ -4,6 +4,7 @@
 //! decoded here.
 
 use super::keys::row_state_key;
+use super::loaded::LoadedMark;
 use crate::dead_letter::RecordError;
 use event_log::{Millis, Offset, RecordRef};
 use schemas::events::Event;
@@ -31,6 +32,8 @@ pub enum Kind<'a> {
     Truncate,
     /// A chunk of a snapshot ends.
     ChunkEnd(ChunkEnd),
+    /// A task of the processor that writes the topic has read the first snapshots of its inputs.
+    Loaded(LoadedMark),
     /// The source could not publish a change.
     Missing {
         /// State key of the row that lacks the change; [`whole_table_key`](super::keys::whole_table_key) if any row may.
@@ -116,6 +119,18 @@ impl<'a> ChangeRecord<'a> {
         let key = record
             .key()
             .ok_or_else(|| RecordError::new(Stage::KeyConverter, "the key is null"))?;
+        if let Some(event) = event
+            && let Some(mark) = LoadedMark::of(record)
+        {
+            return Ok(ChangeRecord {
+                table: event,
+                version: event_version(record, replayed, topic_epoch)?,
+                last: true,
+                at_ms: record.timestamp(),
+                replayed,
+                kind: Kind::Loaded(mark),
+            });
+        }
         let mut parts = Parts::new(key).map_err(|e| RecordError::new(Stage::KeyConverter, e))?;
         if let Some(event) = event {
             let version = event_version(record, replayed, topic_epoch)?;

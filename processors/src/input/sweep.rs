@@ -28,7 +28,7 @@ impl Sweep {
         let chunk = match &input.kind {
             Kind::Truncate => None,
             Kind::ChunkEnd(end) => Some(end.clone()),
-            Kind::Row(_) | Kind::Missing { .. } => return None,
+            Kind::Row(_) | Kind::Loaded(_) | Kind::Missing { .. } => return None,
         };
         Some(Sweep {
             table: input.table.to_owned(),

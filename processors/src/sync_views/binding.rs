@@ -6,7 +6,7 @@
 
 use super::state::{FORMAT, StateError, damaged, open};
 use crate::dead_letter::RecordError;
-use crate::input::{self, BoundSchemas, FetchSchema, schema_id};
+use crate::input::{self, BoundSchemas, FetchSchema, LoadedMark, schema_id};
 use event_log::RecordSlice;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -82,7 +82,11 @@ impl Bindings {
     pub(super) fn prepare(&mut self, records: RecordSlice<'_>) -> Result<(), Error> {
         let (mut last, mut failed) = (None, None);
         for record in records.iter() {
-            let Some(id) = record.value().and_then(schema_id) else {
+            let Some(id) = record
+                .value()
+                .and_then(schema_id)
+                .filter(|_| !LoadedMark::is_in(&record))
+            else {
                 continue;
             };
             let Some(table) = input::table_of(&record, self.rules.event()) else {

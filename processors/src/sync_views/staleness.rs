@@ -10,7 +10,7 @@ use super::jobs::Rebuild;
 use super::key_change::Applied;
 use super::state::{Missing, Row, damaged};
 use super::{SyncViews, put_row};
-use crate::input::{self, ChangeRecord, KeyChange, Kind, Sweep, keys};
+use crate::input::{self, ChangeRecord, KeyChange, Kind, LoadedMark, Sweep, keys};
 use crate::step::Step;
 use event_log::{Millis, RecordRef};
 use schemas::headers;
@@ -58,6 +58,7 @@ impl SyncViews {
                 whole_table = keys::whole_table_key(input.table);
                 &whole_table
             }
+            Kind::Loaded(_) => return Ok(()),
         };
         self.record_missing(input.table, state_key, input.version, step)
     }
@@ -208,6 +209,14 @@ impl SyncViews {
             self.stream.touched.insert(partition);
         }
         self.stream_dirty = true;
+    }
+
+    /// Called with the loaded mark of a task of the processor that writes the input.
+    pub(super) fn task_loaded(&mut self, mark: LoadedMark, processor: &str, output: &mut Output) {
+        self.stream_dirty = true;
+        if self.stream.loaded_by.add(mark) {
+            self.table_loaded(processor, output);
+        }
     }
 
     /// Called when a snapshot of a table has ended. The first one makes its views loaded.

@@ -4,7 +4,7 @@
 //! Each value begins with a format byte. A newer format is an error, because a task that ignored it would lose data.
 
 use crate::dead_letter::stop;
-use crate::input::schema_id;
+use crate::input::{LoadedWriters, schema_id};
 use schemas::version::Version;
 use schemas::wire::FRAME_LENGTH;
 use serde::{Deserialize, Serialize};
@@ -337,6 +337,9 @@ pub struct StreamState {
     /// did not write these marks, wrote the state.
     #[serde(default)]
     pub loaded: Option<BTreeSet<String>>,
+    /// If a declarative processor writes the topic: its tasks that have read the first snapshots of their inputs.
+    #[serde(default, skip_serializing_if = "LoadedWriters::is_empty")]
+    pub loaded_by: LoadedWriters,
 }
 
 impl StreamState {
@@ -354,6 +357,7 @@ impl StreamState {
             rules: None,
             snapshots: BTreeMap::new(),
             loaded: Some(BTreeSet::new()),
+            loaded_by: LoadedWriters::default(),
         }
     }
 

@@ -124,8 +124,12 @@ fn processor_with(
     job_step: StepLimits,
     schema: fn(u32) -> Option<&'static str>,
 ) -> SyncViews {
+    processor_of(SourceRules::new("shop.change.t", None, relations), job_step, schema)
+}
+
+fn processor_of(rules: SourceRules, job_step: StepLimits, schema: fn(u32) -> Option<&'static str>) -> SyncViews {
     SyncViews::new(Config {
-        rules: Arc::new(SourceRules::new("shop.change.t", None, relations)),
+        rules: Arc::new(rules),
         writer: "p/shop.change.t/id/0".to_owned(),
         topic_id: "id".to_owned(),
         view_log: "shop.view.log".into(),

@@ -67,6 +67,7 @@ partitions = {PARTITIONS}
         topology,
         processor,
         schema_id: SCHEMA,
+        loaded_schema_id: SCHEMA + 1,
         horizon_ms: DAY_MS,
         sweep_step: StepLimits::default(),
         fetch: Arc::new(move |_| Ok(text.clone())),

@@ -161,3 +161,22 @@ fn rows_of_a_source_without_views_are_removed() {
     assert_eq!(setting.page(&mut fresh), (true, Vec::new()));
     assert!(fresh.rows.is_empty());
 }
+
+#[test]
+fn view_of_a_processor_waits_for_the_first_snapshot() {
+    let mut setting = Setting::new();
+    let roles = "\"processor:sync-views\", \"processor:counts\"";
+    let declared = topology(&["items"], &[]).replace("\"processor:sync-views\"", roles);
+    let processor = "[[processor]]\nname = \"counts\"\nkind = \"aggregate\"\nfrom = \"db.items\"\npartitions = 2\n\
+                     group = { id = \"id\" }\nfields = { notes = \"count(note)\" }\n\
+                     [[view]]\nname = \"counts\"\nfrom = \"processor:counts\"\nbucket = \"all\"\n";
+    setting.fleet.declare(&format!("{declared}{processor}"));
+    setting.fleet.start("processor");
+    setting.fleet.start("edge-1");
+    let mut phone = setting.phone("phone");
+    assert_eq!(setting.page(&mut phone), (false, vec!["counts".to_owned()]));
+    setting
+        .fleet
+        .start_with("connector", "connector.postgres.snapshot_end=pause:2000");
+    setting.first_complete(&mut phone, &["counts"]);
+}

@@ -5,8 +5,8 @@
 
 use super::options::Times;
 use super::pending::PendingRows;
-use crate::BucketId;
 use crate::cursor::Point;
+use crate::{BucketId, SnapshotView};
 use event_log::{Millis, Offset};
 use std::collections::{BTreeSet, HashMap};
 
@@ -70,9 +70,10 @@ impl PartitionState {
         }
     }
 
-    /// Whether the first snapshot of the view's table has ended.
-    pub fn is_loaded(&self, view: &str) -> bool {
-        self.loaded.iter().any(|(loaded, _)| loaded == view)
+    /// Whether the first snapshot of the view's table has ended, as all its writers state.
+    pub fn is_loaded(&self, view: &SnapshotView) -> bool {
+        let marks = self.loaded.iter().filter(|(loaded, _)| **loaded == *view.name);
+        marks.count() >= view.writers
     }
 
     /// Updates the summary of the pending rows.
@@ -178,4 +179,22 @@ pub fn check_ready(partition: i32, state: &PartitionState, times: &Times, now: M
         return Err(NotReady::Unproven { partition, since_ms });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn view_is_loaded_by_all_its_writers() {
+        let mut state = PartitionState::empty(0);
+        let view = SnapshotView {
+            name: "v".into(),
+            writers: 2,
+        };
+        for (marked, writer, is_loaded) in [("v", 1, false), ("w", 2, false), ("v", 1, false), ("v", 2, true)] {
+            state.loaded.insert((marked.to_owned(), writer));
+            assert_eq!(state.is_loaded(&view), is_loaded, "{marked} by {writer}");
+        }
+    }
 }

@@ -3,11 +3,11 @@
 //! The topology has been checked, so that compilation cannot fail. Names are resolved to indexes here and not per row.
 
 use super::{Piece, Relation, SourceRules, ViewRule};
-use crate::Bucket;
+use crate::{Bucket, SnapshotView};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use topology::template::Template;
-use topology::{ClaimError, Input, Segment, SourceKind, Topology, View};
+use topology::{ClaimError, Input, Segment, Topology, View};
 
 /// Rules of a topology.
 #[derive(Debug, Clone)]
@@ -15,7 +15,7 @@ pub struct Rules {
     topology: Arc<Topology>,
     sources: Vec<Arc<SourceRules>>,
     /// By declared bucket: the views that have a first snapshot.
-    snapshot_views: Vec<Vec<Arc<str>>>,
+    snapshot_views: Vec<Vec<SnapshotView>>,
 }
 
 impl Rules {
@@ -57,9 +57,9 @@ impl Rules {
         &self.sources
     }
 
-    /// The views of these buckets whose tables have a first snapshot: those of databases. Views of HTTP sources, events and
-    /// processors are complete from the start.
-    pub fn snapshot_views(&self, buckets: &[Bucket]) -> Vec<Arc<str>> {
+    /// The views of these buckets whose tables have a first snapshot: those of databases, and of processors that read one.
+    /// Views of HTTP sources and events are complete from the start.
+    pub fn snapshot_views(&self, buckets: &[Bucket]) -> Vec<SnapshotView> {
         let declared = self.topology.buckets.iter().zip(&self.snapshot_views);
         // The first word of a name excludes most patterns without an allocation, because each poll calls this.
         let matches =
@@ -93,19 +93,16 @@ impl Rules {
 }
 
 /// By declared bucket: the views of tables that have a first snapshot.
-fn snapshot_views(topology: &Topology) -> Vec<Vec<Arc<str>>> {
-    let has_snapshot = |view: &&View| match view.input {
-        Input::Table { source, .. } => {
-            let source = topology.sources.get(source);
-            source.is_some_and(|source| source.kind == SourceKind::Postgres)
-        }
-        Input::Event(_) | Input::Processor(_) => false,
-    };
-    let of_bucket = |bucket: usize| -> Vec<Arc<str>> {
+fn snapshot_views(topology: &Topology) -> Vec<Vec<SnapshotView>> {
+    let has_snapshot = |view: &&View| topology.has_snapshot(view.input);
+    let of_bucket = |bucket: usize| -> Vec<SnapshotView> {
         let views = topology.views.iter().filter(|view| view.bucket == bucket);
         views
             .filter(has_snapshot)
-            .map(|view| view.name.as_str().into())
+            .map(|view| SnapshotView {
+                name: view.name.as_str().into(),
+                writers: usize::try_from(topology.partitions_of(view.input)).unwrap_or(usize::MAX),
+            })
             .collect()
     };
     (0..topology.buckets.len()).map(of_bucket).collect()

@@ -10,12 +10,11 @@ use super::{BUCKETS, DELETE_RETENTION, HORIZON, LAG, MARGIN, PARTITIONS, REFRESH
 use super::{bucket_of, partition_of, scope_of};
 use event_log::{Millis, Offset, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use streams::{StoreName, Stores};
 use streams_test::simulation::{Broker, Disk, Rng, crash_at};
 use views::cursor::{Key, Keyring, Owner};
 use views::replica::{Options, Times};
-use views::{Bucket, BucketId, DeltaRequest, DeltaResult, Page, Replica, row_hash};
+use views::{Bucket, BucketId, DeltaRequest, DeltaResult, Page, Replica, SnapshotView, row_hash};
 
 /// T of each partition.
 type EndMarkers = BTreeMap<i32, Offset>;
@@ -322,7 +321,10 @@ impl Readers {
         let request = DeltaRequest {
             owner,
             readable: &readable,
-            snapshot_views: &SNAPSHOT_VIEWS.map(Arc::<str>::from),
+            snapshot_views: &SNAPSHOT_VIEWS.map(|view| SnapshotView {
+                name: view.into(),
+                writers: 1,
+            }),
             cursor,
             rows_max: if lossy { device.rows_max } else { 5 },
             bytes_max: 1 << 20,

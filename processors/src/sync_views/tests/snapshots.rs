@@ -166,3 +166,15 @@ fn unreadable_record_ends_its_source_transaction() {
     let ordinal = Tx { ordinal: 1, ..tx(1, 5) };
     harness.record("[\"~chunk\",\"t\"]", Some(ordinal), None, Some(b"?"));
 }
+
+#[test]
+fn view_of_a_processor_is_loaded_when_all_its_tasks_are() {
+    let rules = SourceRules::new("shop.change.t", Some("t".to_owned()), view("v"));
+    let mut harness = Harness::of(processor_of(rules, StepLimits::default(), |_| None));
+    for mark in ["[[\"~loaded\",0,2]]", "[[\"~loaded\",0,2]]"] {
+        harness.record(mark, None, None, Some(b"\0\0\0\0\x09\x01"));
+        assert_eq!(harness.loaded(), [""; 0], "the other task has not read its inputs");
+    }
+    harness.record("[[\"~loaded\",1,2]]", None, None, Some(b"\0\0\0\0\x09\x01"));
+    assert_eq!((harness.loaded(), harness.dead_letters), (vec!["v"], 0));
+}
