@@ -14,7 +14,7 @@ use tower::ServiceExt;
 
 /// Method, path and minimum role of each route; `None` for everyone. A new route must be added here and to the table of
 /// roles in docs/guides/listeners.md.
-const ROUTES: [(&str, &str, Option<Access>); 25] = [
+const ROUTES: [(&str, &str, Option<Access>); 26] = [
     ("GET", "/healthz", None),
     ("GET", "/readyz", None),
     ("GET", "/metrics", Some(Access::Metrics)),
