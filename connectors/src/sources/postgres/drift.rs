@@ -168,6 +168,10 @@ pub(super) fn compare(declared: &Declared, was: &TableRecord, catalog: &Catalog,
     if let Some(cause) = compare_columns(declared, was, table) {
         return Verdict::NeedsSnapshot(Cause::migration(cause));
     }
+    // The connector's own list follows the declaration, so a column that is declared again is compared as a column first.
+    if let Some(column) = unpublished_column(declared, was, catalog) {
+        return stop(lacks_published(name, column, publication));
+    }
     if let Some(cause) = compare_partitions(name, &was.partitions, &table.partitions) {
         return Verdict::NeedsSnapshot(Cause::migration(cause));
     }
@@ -191,8 +195,8 @@ pub(super) fn compare(declared: &Declared, was: &TableRecord, catalog: &Catalog,
 /// Compares the publication of a table. The server decodes each change with the publication as it was at that time, so
 /// changes are also lost if the publication was changed and changed back since the last comparison.
 ///
-/// Another session can change a column list only by replacing the table's entry. The list is compared before the entry,
-/// because it is the cause that the operator can recognize.
+/// Another session can change a column list only by replacing the table's entry. The list is then the cause, because the
+/// operator can recognize it.
 fn compare_publication(declared: &Declared, was: &TableRecord, catalog: &Catalog, publication: &str) -> Option<String> {
     let name = &declared.name;
     let partitioned = catalog.table(name).is_some_and(|table| table.partitioned);
@@ -207,13 +211,11 @@ fn compare_publication(declared: &Declared, was: &TableRecord, catalog: &Catalog
             "publication {publication} has the row filter {filter} for table {name}, so changes were lost"
         ));
     }
-    if let Some(column) = unpublished_column(declared, was, catalog) {
-        return Some(format!(
-            "publication {publication} no longer contains column {column} of table {name}"
-        ));
-    }
     let is_same = found.replacements.connect(&was.memberships, &published.memberships);
     if !was.memberships.is_empty() && !is_same {
+        if let Some(column) = unpublished_column(declared, was, catalog) {
+            return Some(lacks_published(name, column, publication));
+        }
         let has_other_list = published.has_list && published.columns != was.column_list;
         let with = if has_other_list {
             " with another column list"
@@ -227,6 +229,10 @@ fn compare_publication(declared: &Declared, was: &TableRecord, catalog: &Catalog
     (found.changed_by != was.publication_changed_by).then(|| {
         format!("the options of publication {publication} were changed, so changes of table {name} may be lost")
     })
+}
+
+fn lacks_published(name: &TableName, column: &str, publication: &str) -> String {
+    format!("publication {publication} no longer contains column {column} of table {name}")
 }
 
 fn replaced(name: &TableName, was: u32, is: u32) -> String {
