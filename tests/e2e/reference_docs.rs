@@ -17,7 +17,7 @@ const ARGS: &str = "cli/src/args.rs";
 const SHARED: (&str, &str) = ("Target", "Options to choose a log");
 
 /// Section of the configuration page, file and struct that is read from it.
-const CONFIGURATION: [(&str, &str, &str); 16] = [
+const CONFIGURATION: [(&str, &str, &str); 17] = [
     ("Top level", "cli/src/config.rs", "NodeConfig"),
     ("[kafka]", "cli/src/config.rs", "Kafka"),
     ("[registry]", "cli/src/config.rs", "Registry"),
