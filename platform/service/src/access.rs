@@ -127,7 +127,7 @@ impl TokenDigest {
     }
 }
 
-/// Calls `reload` at an interval until the drain. It returns whether the tokens of the listener changed. Logs a failure
+/// Calls `reload` at an interval until the drain. `reload` returns whether the tokens of the listener changed. Logs a failure
 /// once, and again only if the failure changes.
 pub async fn reload_tokens<E>(
     listener: &'static str,
