@@ -3,7 +3,7 @@
 use super::*;
 use crate::sources::postgres::catalog::{Published, samples};
 use crate::sources::postgres::replacements::Replacements;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use topology::Mask;
 
 fn declared(columns: &[(&str, &str)], key: Option<&[&str]>) -> Declared {
