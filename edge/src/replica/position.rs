@@ -92,7 +92,8 @@ mod tests {
             answers.recv().unwrap()
         };
         let (committer, stop) = (position.clone(), drain.clone());
-        let committer = std::thread::spawn(move || {
+        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let committer = thread("committer").spawn(move || {
             let mut backoff = Backoff::seeded(Duration::from_millis(1), Duration::from_millis(2), 1);
             committer.commit_with("shop.edge.a", &stop, &mut backoff, commit);
         });
@@ -101,11 +102,12 @@ mod tests {
         // The coordinator does not answer, and the replica applies records.
         let (replica, applied) = mpsc::channel();
         let moving = position.clone();
-        std::thread::spawn(move || {
+        let replica_thread = thread("replica").spawn(move || {
             (2..=1_000).for_each(|offset| moving.set(at(offset)));
             replica.send(()).unwrap();
         });
         assert_eq!(applied.recv_timeout(LIMIT), Ok(()), "the replica waits for a commit");
+        replica_thread.unwrap().join().unwrap();
         // Each attempt commits the newest position.
         answer.send(Err(unavailable())).unwrap();
         assert_eq!(requests.recv_timeout(LIMIT), Ok(at(1_000)));
@@ -119,6 +121,6 @@ mod tests {
         assert_eq!(requests.recv_timeout(LIMIT), Ok(at(1_002)));
         drain.start();
         answer.send(Ok(())).unwrap();
-        committer.join().unwrap();
+        committer.unwrap().join().unwrap();
     }
 }
