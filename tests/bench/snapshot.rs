@@ -2,12 +2,12 @@
 //! changes of other tables continue.
 //!
 //! It prints for each kill how many rows the restarted connector reads a second time, the latency of changes during the
-//! snapshot, and the peak memory of each role. Afterwards the table is truncated. A device that holds one bucket of the
+//! snapshot, and the peak memory of each role. Afterwards the table is truncated, with the same figures. A device that holds one bucket of the
 //! table is compared with the database at the end of both.
 
 use crate::figures::memory_mb;
 use crate::line::bank::{Bank, DEVICES, LIMIT};
-use crate::line::devices::{Devices, Rate};
+use crate::line::devices::{Devices, Measured, Rate};
 use crate::line::roles::OURS;
 use crate::support::{Phone, Polled, postgres_bin, wait_for};
 use anyhow::Context;
@@ -15,6 +15,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 const TABLE: &str = "pgbench_accounts";
@@ -26,6 +27,8 @@ const PGBENCH_RATE: &str = "50";
 /// Changes per second whose latency is measured.
 const CHANGES: u32 = 20;
 const POLL: Duration = Duration::from_millis(20);
+/// Number of the first change during TRUNCATE, above those during the snapshot.
+const SECOND_NUMBERS: i64 = 1_000_000;
 
 /// `snapshot [MILLION ROWS]`.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
@@ -48,13 +51,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     compare(&bank, "after the snapshot")?;
     note_peaks(&bank, &mut peaks);
 
-    let begun = Instant::now();
-    bank.database.sql(&format!("TRUNCATE {TABLE}"));
-    compare(&bank, "after TRUNCATE")?;
-    println!(
-        "TRUNCATE: the device has removed its rows after {:.1} s",
-        begun.elapsed().as_secs_f64()
-    );
+    truncate(&bank, &bank.database.url)?;
     bank.mark_and_wait();
     note_peaks(&bank, &mut peaks);
     for (role, mb) in peaks {
@@ -64,6 +61,53 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Truncates the table, and measures the latency of changes until the device has no row of it.
+fn truncate(bank: &Bank, url: &str) -> anyhow::Result<()> {
+    let devices = Devices::new(&bank.fleet, DEVICES);
+    let (begun, done) = (Instant::now(), AtomicBool::new(false));
+    let measured = std::thread::scope(|threads| -> anyhow::Result<_> {
+        let probe = threads.spawn(|| measure(&devices, url, SECOND_NUMBERS, &done));
+        bank.database.sql(&format!("TRUNCATE {TABLE}"));
+        let compared = compare(bank, "after TRUNCATE");
+        println!(
+            "TRUNCATE: the device has removed its rows after {:.1} s",
+            begun.elapsed().as_secs_f64()
+        );
+        done.store(true, Ordering::Relaxed);
+        let measured = join(probe)?;
+        compared.map(|()| measured)
+    })?;
+    print_latency(&measured, "no target");
+    Ok(())
+}
+
+fn measure(devices: &Devices, url: &str, first: i64, done: &AtomicBool) -> anyhow::Result<Measured> {
+    let database = crate::postgres::harness::Database::named("", url);
+    let rate = Rate {
+        a_second: CHANGES,
+        first,
+    };
+    devices.measure(&database, rate, |_| !done.load(Ordering::Relaxed))
+}
+
+fn join(probe: ScopedJoinHandle<'_, anyhow::Result<Measured>>) -> anyhow::Result<Measured> {
+    probe
+        .join()
+        .map_err(|_| anyhow::anyhow!("the measurement of latency panicked"))?
+}
+
+fn print_latency(measured: &Measured, target: &str) {
+    let Measured { times, sent, .. } = measured;
+    println!(
+        "streaming meanwhile, response to COMMIT → parsed by a device: {} of {sent} received, p50 {:.1?}, p99 {:.1?}, max \
+         {:.1?} (target: {target})",
+        times.count(),
+        times.at(500),
+        times.at(990),
+        times.longest(),
+    );
+}
+
 /// Runs the snapshot to its end with kills at equal distances, and measures the latency of changes meanwhile.
 fn kills(bank: &mut Bank, rows: usize, peaks: &mut BTreeMap<&'static str, f64>) -> anyhow::Result<()> {
     let devices = Devices::new(&bank.fleet, DEVICES);
@@ -71,17 +115,7 @@ fn kills(bank: &mut Bank, rows: usize, peaks: &mut BTreeMap<&'static str, f64>) 
     let Bank { fleet, database, .. } = &mut *bank;
     let url = database.url.clone();
     let measured = std::thread::scope(|threads| -> anyhow::Result<_> {
-        let probe = threads.spawn(|| {
-            let database = crate::postgres::harness::Database::named("", &url);
-            devices.measure(
-                &database,
-                Rate {
-                    a_second: CHANGES,
-                    first: 1,
-                },
-                |_| !done.load(Ordering::Relaxed),
-            )
-        });
+        let probe = threads.spawn(|| measure(&devices, &url, 1, &done));
         let watched = (|| -> anyhow::Result<()> {
             let mut progress = Progress::new(&fleet.admin("connector"));
             for kill in 1..=KILLS {
@@ -104,9 +138,7 @@ fn kills(bank: &mut Bank, rows: usize, peaks: &mut BTreeMap<&'static str, f64>) 
             progress.wait_until_running()
         })();
         done.store(true, Ordering::Relaxed);
-        let measured = probe
-            .join()
-            .map_err(|_| anyhow::anyhow!("the measurement of latency panicked"))?;
+        let measured = join(probe);
         watched.and(measured)
     })?;
     let took = begun.elapsed().as_secs_f64();
@@ -114,15 +146,7 @@ fn kills(bank: &mut Bank, rows: usize, peaks: &mut BTreeMap<&'static str, f64>) 
         "snapshot: {rows} rows in {took:.0} s with the restarts, {:.0} rows/s",
         f64::from(u32::try_from(rows)?) / took
     );
-    println!(
-        "streaming meanwhile, response to COMMIT → parsed by a device: {} of {} received, p50 {:.1?}, p99 {:.1?}, max \
-         {:.1?} (target: p99 2 s)",
-        measured.times.count(),
-        measured.sent,
-        measured.times.at(500),
-        measured.times.at(990),
-        measured.times.longest(),
-    );
+    print_latency(&measured, "p99 2 s");
     Ok(())
 }
 

@@ -18,6 +18,9 @@ const SECONDS: u32 = 20;
 /// How long changes may arrive after the last commit.
 const LATE: Duration = Duration::from_secs(30);
 
+/// Pause of a device after 503.
+const RETRY: Duration = Duration::from_millis(50);
+
 /// When a device received the change with a given number.
 type Seen = Arc<Mutex<HashMap<i64, Instant>>>;
 
@@ -135,7 +138,13 @@ async fn wait(url: String, token: String, seen: Seen, stop: Arc<AtomicBool>) -> 
     let (http, mut cursor) = (Client::new(), String::new());
     while !stop.load(Ordering::Relaxed) {
         let request = http.get(format!("{url}&wait=2&cursor={cursor}")).bearer_auth(&token);
-        let response = request.send().await?.error_for_status()?;
+        let response = request.send().await?;
+        if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+            // The partition applies a large transaction.
+            tokio::time::sleep(RETRY).await;
+            continue;
+        }
+        let response = response.error_for_status()?;
         if response.status() == StatusCode::NOT_MODIFIED {
             continue;
         }
