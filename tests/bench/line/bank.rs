@@ -50,7 +50,8 @@ impl Bank {
             scale * 10,
             scale * 100_000,
         ));
-        let more = format!("[connectors.bank]\nurl = \"{}\"\nslot = \"{SLOT}\"\n", database.url);
+        let url = &database.url;
+        let more = format!("[connectors.bank]\nurl = \"{url}\"\nslot = \"{SLOT}\"\npublication = \"{SLOT}\"\n");
         let fleet = Fleet::new(topology::samples::PGBENCH.text, &broker.bootstrap(), &more);
         let claims: Vec<i64> = MARKS.collect();
         let token = fleet.token("watcher", &[("branch", Value::from(claims))]);
@@ -75,7 +76,7 @@ impl Bank {
         self.database.sql(&sql);
     }
 
-    /// Waits until a device has received the latest mark in all buckets.
+    /// Waits until a device has received the latest mark in all buckets, after the first snapshots of all tables.
     pub fn wait_for_mark(&mut self) {
         let edge = self.fleet.edge("edge-1");
         let until = Instant::now() + LIMIT;
@@ -90,7 +91,7 @@ impl Bank {
     fn marked(&self) -> bool {
         let round = Value::from(self.round);
         let here = self.watcher.view("branches").filter(|row| row["bbalance"] == round);
-        here.count() == MARKS.count()
+        here.count() == MARKS.count() && self.watcher.complete > 0
     }
 
     pub fn mark_and_wait(&mut self) {
