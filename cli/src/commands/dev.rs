@@ -150,7 +150,6 @@ fn all_roles(topology: &Topology) -> Vec<Role> {
 
 /// Settings of the connectors of kind postgres.
 fn connectors(dev: &args::Dev, topology: &Topology) -> Result<BTreeMap<String, postgres::Config>> {
-    let mask_key = stored_secret(&dev.data, MASK_KEY_FILE)?;
     let mut configured = match &dev.config {
         Some(file) => config::read_connectors(file)?,
         None => BTreeMap::new(),
@@ -158,7 +157,10 @@ fn connectors(dev: &args::Dev, topology: &Topology) -> Result<BTreeMap<String, p
     let sources = topology.sources.iter().filter(|s| s.kind == SourceKind::Postgres);
     let config = |name: String| {
         let config = match &dev.postgres {
-            Some(url) => serde_json::from_value(serde_json::json!({ "url": url, "mask_key": mask_key }))?,
+            Some(url) => {
+                let mask_key = stored_secret(&dev.data, MASK_KEY_FILE)?;
+                serde_json::from_value(serde_json::json!({ "url": url, "mask_key": mask_key }))?
+            }
             None => configured
                 .remove(&name)
                 .with_context(|| format!("[connectors.{name}] is missing in the file of --config"))?,

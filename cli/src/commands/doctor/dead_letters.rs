@@ -84,18 +84,29 @@ fn check_missing_rows(client: &Client, topic: &str, missing_rows: &MissingRows<'
         filter: Filter::default(),
         limit: DeadLetters::COUNT_MAX,
     });
-    let letters = client.collect(request).unwrap_or_default();
+    let letters = match client.collect(request) {
+        Ok(letters) => letters,
+        Err(error) => {
+            let found = format!("cannot read {topic}: {error:#}");
+            return vec![bad("dead letters", found, format!("trunkline topics show {topic}"))];
+        }
+    };
     if letters.is_empty() {
         return Vec::new();
     }
-    let described = client.collect(Request::Topic(origin.to_owned())).unwrap_or_default();
-    let partitions = described.first().and_then(|topic| topic.get("partitions"));
-    let count = match partitions {
-        Some(Value::Array(all)) => i32::try_from(all.len()).ok(),
-        other => other
-            .and_then(Value::as_i64)
-            .and_then(|count| i32::try_from(count).ok()),
+    let described = match client.collect(Request::Topic(origin.to_owned())) {
+        Ok(described) => described,
+        Err(error) => {
+            let found = format!("{topic} has dead letters, but whether rows lack changes is unknown: {error:#}");
+            return vec![warning(
+                "dead letters",
+                found,
+                format!("trunkline topics show {origin}"),
+            )];
+        }
     };
+    let partitions = described.first().and_then(|topic| topic.get("partitions")?.as_i64());
+    let count = partitions.and_then(|count| i32::try_from(count).ok());
     let missing = count.and_then(|count| missing_rows(origin, count)).unwrap_or_default();
     let finding = |(table, rows): (&String, &u64)| {
         let fix = fix(topic, origin, table, &letters)?;

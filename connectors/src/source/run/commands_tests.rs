@@ -10,6 +10,7 @@ use service::{Drain, Readiness};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot::error::TryRecvError;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -111,8 +112,17 @@ impl Running {
     }
 
     fn send(&self, command: Command) -> Result<(), CommandError> {
-        let reply = self.handle.send(command).unwrap();
-        reply.blocking_recv().expect("the command is answered")
+        let mut reply = self.handle.send(command).unwrap();
+        let started = Instant::now();
+        loop {
+            match reply.try_recv() {
+                Err(TryRecvError::Empty) => {
+                    assert!(started.elapsed() < LIMIT, "the command is not answered");
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                answer => return answer.expect("the command is answered"),
+            }
+        }
     }
 
     fn requested(&self) -> usize {
